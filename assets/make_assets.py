@@ -1,0 +1,426 @@
+"""Makes the demo's small models: `python assets/make_assets.py` (minutes on two cores, no network).
+
+An autoencoder and a SyncNet are trained on drawn faces; the audio encoder, LPIPS and the video encoder get
+seeded random weights on a healthy scale. Speakers are shared out by seed: TRAIN_SEED to train, HELD_OUT_SEED for
+the figures; the demo's recipe draws its own (seed 0). Writes demo/<name>/ and demo/figures.json.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEModel, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from latentsync_ray.data.media import SAMPLE_RATE, first_mel_column, mel_spectrogram, num_mel_columns
+from latentsync_ray.data.synthetic import synthetic_clips
+from latentsync_ray.learn.autoencoder import decode_latents, encode_latents
+from latentsync_ray.learn.losses import LPIPS, TREPALoss, cosine_loss
+from latentsync_ray.learn.syncnet import StableSyncNet
+
+DEMO = Path(__file__).parent / "demo"
+NUM_THREADS = 1  # part of the result: sums are split by thread
+TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
+RESOLUTION = 64
+NUM_FRAMES = 8  # of SyncNet's and the video encoder's windows
+MOUTH = (slice(38, 58), slice(16, 48))  # rows and columns around every mouth
+
+AUTOENCODER_STEPS, AUTOENCODER_LR, AUTOENCODER_BATCH = 1500, 3e-3, 16
+SYNCNET_STEPS, SYNCNET_LR = 300, 2e-3
+CLIPS_PER_BATCH, PLACES_PER_CLIP, FRAMES_BETWEEN_PLACES = 8, 4, 5
+MEL_WINDOW = num_mel_columns(NUM_FRAMES)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one length. Frames are uint8 (N, F, 3, H, W), mels float32 (N, 80, M)."""
+
+    frames: Tensor
+    mels: Tensor
+
+    @classmethod
+    def draw(cls, num_speakers: int, num_frames: int, seed: int) -> "Clips":
+        """Draws one clip of each speaker."""
+        clips = list(synthetic_clips(num_speakers, 1, num_frames, RESOLUTION, seed))
+        frames = torch.from_numpy(np.stack([clip.frames for clip in clips])).permute(0, 1, 4, 2, 3)
+        mels = torch.from_numpy(np.stack([mel_spectrogram(clip.wave) for clip in clips]))
+        return cls(frames.contiguous(), mels)
+
+    def windows(self, clip: int, starts: list[int]) -> tuple[Tensor, Tensor]:
+        """SyncNet's inputs: lower halves (P, 24, 32, 64) in [-1, 1] and mel windows (P, 1, 80, 26)."""
+        lower_halves = self.frames[clip, :, :, RESOLUTION // 2 :]
+        images = torch.stack([lower_halves[s : s + NUM_FRAMES].flatten(0, 1) for s in starts])
+        columns = [first_mel_column(s) for s in starts]
+        mels = torch.stack([self.mels[clip, None, :, c : c + MEL_WINDOW] for c in columns])
+        return images.float() / 127.5 - 1, mels
+
+
+def main() -> None:
+    """Makes all models, then the figures."""
+    torch.set_num_threads(NUM_THREADS)
+    torch.use_deterministic_algorithms(True)
+    seconds: dict[str, float] = {}
+    train = timed(seconds, "drawing", Clips.draw, 240, 50, TRAIN_SEED)
+    held_out = Clips.draw(24, 75, HELD_OUT_SEED)
+
+    make_audio_encoder(DEMO / "audio_encoder")
+    make_lpips(DEMO / "lpips", held_out)
+    make_video_encoder(DEMO / "video_encoder")
+    autoencoder = timed(seconds, "autoencoder", train_autoencoder, train)
+    autoencoder.save_pretrained(DEMO / "autoencoder")
+    decoded = Clips(round_trip(autoencoder, train.frames, noise=0.1), train.mels)
+    syncnet = timed(seconds, "syncnet", train_syncnet, train, decoded)
+    syncnet.save_pretrained(DEMO / "syncnet")
+
+    figures = measure(autoencoder, syncnet, held_out) | {"seconds": seconds}
+    (DEMO / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def timed(seconds, name, function, *arguments):
+    """Calls the function and notes its seconds."""
+    start = time.perf_counter()
+    result = function(*arguments)
+    seconds[name] = round(time.perf_counter() - start)
+    print(f"{name}: {seconds[name]} s", flush=True)
+    return result
+
+
+# --- autoencoder --------------------------------------------------------------
+
+
+def train_autoencoder(clips: Clips) -> AutoencoderTiny:
+    """Trains on single frames, mouths weighted three times; sets the scaling factor to 1 / std of the latents.
+
+    The encoder has no residual block at full resolution and the decoder none either: that is where the time goes.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    autoencoder = AutoencoderTiny(
+        encoder_block_out_channels=(16, 16, 16, 16),
+        decoder_block_out_channels=(16, 16, 16, 16),
+        num_encoder_blocks=(0, 1, 2, 2),
+        num_decoder_blocks=(2, 2, 1, 0),
+    )
+    start_as_resizing(autoencoder)
+    frames = clips.frames[:, ::5].flatten(0, 1)
+    weight = torch.ones(RESOLUTION, RESOLUTION)
+    weight[MOUTH] = 3
+    weight /= weight.mean()
+
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=AUTOENCODER_LR, weight_decay=0)
+    for step in range(AUTOENCODER_STEPS):
+        set_lr(optimizer, AUTOENCODER_LR, step, AUTOENCODER_STEPS)
+        chosen = torch.randint(len(frames), (AUTOENCODER_BATCH,), generator=generator)
+        pixels = frames[chosen].float() / 127.5 - 1
+        error = autoencoder.decode(autoencoder.encode(pixels).latents).sample - pixels
+        loss = (weight * (error.square() + 0.05 * error.abs())).mean()
+        take_step(autoencoder, optimizer, loss, "autoencoder", step)
+
+    autoencoder.requires_grad_(False).eval()
+    latents = torch.cat([autoencoder.encode(b.float() / 127.5 - 1).latents for b in frames.split(64)])
+    autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    return autoencoder
+
+
+@torch.no_grad()
+def start_as_resizing(autoencoder: AutoencoderTiny) -> None:
+    """Initialises the autoencoder so that three latents carry every eighth pixel's colour, and out again.
+
+    From there it learns details. From a plain start it first loses the colours and takes long to find them again.
+    """
+    rgb = range(3)
+    for module in autoencoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in [*autoencoder.encoder.layers, *autoencoder.decoder.layers]:
+        if isinstance(block, nn.Conv2d):
+            block.weight[:3] = 0
+            block.weight[rgb, rgb, 1, 1] = 1
+        elif hasattr(block, "fuse"):  # a residual block
+            block.conv[-1].weight *= 0.2
+            block.conv[-1].weight[:3] = 0
+    latents_out, latents_in = autoencoder.encoder.layers[-1], autoencoder.decoder.layers[0]
+    latents_out.weight[rgb, rgb, 1, 1] = 3
+    latents_out.bias[:3] = -1.5
+    latents_out.weight[3] *= 0.3
+    latents_in.weight[rgb, rgb, 1, 1] = 1 / 3
+    latents_in.bias[:3] = 0.5
+    autoencoder.decoder.layers[-1].weight[:, 3:] *= 0.05
+
+
+@torch.no_grad()
+def round_trip(autoencoder: AutoencoderTiny, frames: Tensor, noise: float = 0.0) -> Tensor:
+    """Encodes and decodes frames uint8 (N, F, 3, H, W), with a little noise on the latents (in their std)."""
+    generator = torch.Generator().manual_seed(2)
+    decoded = []
+    for batch in frames.flatten(0, 1).split(50):
+        latents = encode_latents(autoencoder, batch.float() / 127.5 - 1)
+        latents += noise * torch.randn(latents.shape, generator=generator)
+        pixels = decode_latents(autoencoder, latents)
+        decoded.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    return torch.cat(decoded).view(frames.shape)
+
+
+# --- SyncNet ------------------------------------------------------------------
+
+
+def train_syncnet(drawn: Clips, decoded: Clips) -> StableSyncNet:
+    """Trains on drawn and decoded frames by turns.
+
+    A batch holds several places of several clips; every window of frames is paired with its own sound, that of
+    the other places of its clip and, weighing a quarter of those, that of other clips.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    widths, plain = [32, 32, 32, 64, 64], {"attn_blocks": [0] * 5, "dropout": 0.0}
+    syncnet = StableSyncNet(
+        audio_encoder={
+            "in_channels": 1,
+            "block_out_channels": widths,
+            "downsample_factors": [[2, 1], 2, 2, [2, 1], [2, 3]],
+            **plain,
+        },
+        visual_encoder={
+            "in_channels": 3 * NUM_FRAMES,
+            "block_out_channels": widths,
+            "downsample_factors": [[1, 2], 2, 2, 2, 2],
+            **plain,
+        },
+    )
+    clip_of = torch.arange(CLIPS_PER_BATCH * PLACES_PER_CLIP) // PLACES_PER_CLIP
+    picture, sound = torch.cartesian_prod(*[torch.arange(len(clip_of))] * 2).T
+    in_sync, same_clip = picture == sound, clip_of[picture] == clip_of[sound]
+    weight = torch.where(in_sync, 1.0 / in_sync.sum(), 0.8 / (same_clip & ~in_sync).sum())
+    weight[~same_clip] = 0.2 / (~same_clip).sum()
+
+    # Places lie a multiple of FRAMES_BETWEEN_PLACES apart, anywhere in the clip.
+    last_start = drawn.frames.shape[1] - NUM_FRAMES
+    optimizer = torch.optim.AdamW(syncnet.parameters(), lr=SYNCNET_LR)
+    for step in range(SYNCNET_STEPS):
+        set_lr(optimizer, SYNCNET_LR, step, SYNCNET_STEPS)
+        clips = (drawn, decoded)[step % 2]
+        windows = []
+        for clip in torch.randperm(len(clips.frames), generator=generator)[:CLIPS_PER_BATCH].tolist():
+            offset = int(torch.randint(FRAMES_BETWEEN_PLACES, (), generator=generator))
+            places = torch.arange(offset, last_start + 1, FRAMES_BETWEEN_PLACES)
+            chosen = places[torch.randperm(len(places), generator=generator)[:PLACES_PER_CLIP]]
+            windows.append(clips.windows(clip, chosen.tolist()))
+        images, mels = (torch.cat(parts) for parts in zip(*windows, strict=True))
+        images = images * (1 + 0.1 * torch.randn(len(images), 1, 1, 1, generator=generator))
+        mels = mels + 0.3 * torch.randn(len(mels), 1, 1, 1, generator=generator)
+        vision_embeds, audio_embeds = syncnet(images, mels)
+        loss = (weight * cosine_loss(vision_embeds[picture], audio_embeds[sound], in_sync.float())).sum()
+        take_step(syncnet, optimizer, loss, "syncnet", step)
+    return syncnet.requires_grad_(False).eval()
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, num_steps: int) -> None:
+    """Warms up for 30 steps, stays, and falls to nothing over the last three fifths."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1, (step + 1) / 30, (num_steps - step) / (0.6 * num_steps))
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, name: str, step: int) -> None:
+    """One step of the optimizer, gradients clipped to norm 1."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    if (step + 1) % 50 == 0:
+        print(f"{name} step {step + 1}: loss {loss.item():.4f}", flush=True)
+
+
+# --- frozen random networks ---------------------------------------------------
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """Draws every weight of a linear or convolutional layer so that variances are kept, and zeroes biases.
+
+    Transformers' own start (std 0.02) would let hardly anything of the input through.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            fan_in = module.weight[0].numel()
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / math.sqrt(fan_in))
+            if module.bias is not None:
+                module.bias.zero_()
+
+
+@torch.no_grad()
+def make_audio_encoder(folder: Path) -> None:
+    """A tiny Whisper encoder for stretches of 5 s whose first states vary with a standard deviation of 1."""
+    config = WhisperConfig(
+        num_mel_bins=80,
+        d_model=32,
+        encoder_layers=4,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        max_source_positions=250,
+        architectures=["WhisperEncoder"],
+    )
+    encoder = WhisperEncoder(config).eval()
+    draw_weights(encoder, seed=3)
+    encoder.embed_positions.weight *= 0.1  # where in a clip a sound occurs matters little to the lips
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=5)
+    wave = next(synthetic_clips(1, 1, 125, 16, HELD_OUT_SEED)).wave
+    features = extractor(wave, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    for conv in (encoder.conv1, encoder.conv2):
+        features_in = features
+        features = nn.functional.gelu(conv(features_in))
+        conv.weight /= features.std(dim=2).mean()
+        features = nn.functional.gelu(conv(features_in))
+    encoder.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def make_lpips(folder: Path, clips: Clips) -> None:
+    """A narrow VGG16 of random weights; every tap adds 0.09 to the distance of two different faces.
+
+    Random features already rank distortions much as people do (https://arxiv.org/abs/1801.03924, section 4).
+    """
+    lpips = LPIPS(channels=(8, 16, 32, 32, 32))
+    draw_weights(lpips.features, seed=4)
+    for parameter in lpips.features.parameters():
+        parameter *= math.sqrt(2)  # ReLU halves the variance
+    linear = [lpips.get_submodule(f"lin{tap}.model.1").weight for tap in range(5)]
+    pixels = clips.frames[:, 0].float() / 127.5 - 1
+    for weight in linear:
+        weight.zero_()
+    shares = []
+    for weight in linear:
+        weight.fill_(1)
+        shares.append(0.09 / lpips(pixels, pixels.roll(1, 0)).mean())
+        weight.zero_()
+    for weight, share in zip(linear, shares, strict=True):
+        weight.fill_(share)
+    lpips.save_pretrained(folder)
+
+
+def make_video_encoder(folder: Path) -> None:
+    """A small VideoMAE of random weights."""
+    config = VideoMAEConfig(
+        image_size=RESOLUTION,
+        patch_size=16,
+        num_frames=NUM_FRAMES,
+        tubelet_size=2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    model = VideoMAEModel(config)
+    draw_weights(model, seed=5)
+    with torch.no_grad():  # middle grey is nothing, and the content outweighs the positions
+        projection = model.embeddings.patch_embeddings.projection
+        projection.weight *= 4
+        projection.bias.copy_(-0.5 * projection.weight.sum(dim=(1, 2, 3, 4)))
+    model.save_pretrained(folder)
+
+
+# --- figures ------------------------------------------------------------------
+
+
+def measure(autoencoder: AutoencoderTiny, syncnet: StableSyncNet, clips: Clips) -> dict[str, object]:
+    """Figures of all models on held-out clips."""
+    decoded = Clips(round_trip(autoencoder, clips.frames), clips.mels)
+    lpips, trepa = LPIPS.from_pretrained(DEMO / "lpips"), TREPALoss.from_pretrained(DEMO / "video_encoder")
+    pixels, decoded_pixels = (c.frames[:, :NUM_FRAMES].float() / 127.5 - 1 for c in (clips, decoded))
+    latents = encode_latents(autoencoder, pixels.flatten(0, 1))
+    files = {path.name: path for path in sorted(DEMO.iterdir()) if path.is_dir()}
+    with torch.no_grad():
+        losses = {
+            "lpips_other_face": lpips(pixels[:, 0], pixels[:, 0].roll(1, 0)).mean().item(),
+            "lpips_decoded": lpips(pixels[:, 0], decoded_pixels[:, 0]).mean().item(),
+            "trepa_other_face": trepa(pixels.transpose(1, 2), pixels.roll(1, 0).transpose(1, 2)).item(),
+            "trepa_decoded": trepa(pixels.transpose(1, 2), decoded_pixels.transpose(1, 2)).item(),
+        }
+    torch.set_num_threads(1)
+    return {
+        "autoencoder": {
+            "psnr_db": round(psnr(clips.frames, decoded.frames), 2),
+            "mouth_psnr_db": round(psnr(clips.frames[..., *MOUTH], decoded.frames[..., *MOUTH]), 2),
+            "scaled_latents_mean": round(latents.mean().item(), 3),
+            "scaled_latents_std": round(latents.std().item(), 3),
+            "decode_and_backward_16_frames_ms": time_autoencoder(autoencoder),
+        },
+        "syncnet": {
+            "drawn": accuracy(syncnet, clips),
+            "decoded": accuracy(syncnet, decoded),
+            "forward_and_backward_batch_2_ms": time_syncnet(syncnet),
+        },
+        "losses": {name: round(value, 4) for name, value in losses.items()},
+        "bytes": {name: sum(f.stat().st_size for f in folder.iterdir()) for name, folder in files.items()},
+    }
+
+
+def psnr(frames: Tensor, others: Tensor) -> float:
+    """Mean over the frames of the peak signal-to-noise ratio of uint8 pictures (N, F, 3, H, W), in dB."""
+    mse = (frames.float() - others.float()).square().mean(dim=(2, 3, 4))
+    return (10 * torch.log10(255**2 / mse)).mean().item()
+
+
+@torch.no_grad()
+def accuracy(syncnet: StableSyncNet, clips: Clips) -> dict[str, float]:
+    """Shares of pairs told rightly at a cosine similarity of 0.5.
+
+    Windows follow each other without overlap; off-sync are a window's frames with every other window of its clip.
+    """
+    in_sync, off_sync = [], []
+    starts = list(range(0, clips.frames.shape[1] - NUM_FRAMES + 1, NUM_FRAMES))
+    for clip in range(len(clips.frames)):
+        vision_embeds, audio_embeds = syncnet(*clips.windows(clip, starts))
+        similarity = vision_embeds @ audio_embeds.T
+        own = torch.eye(len(starts), dtype=torch.bool)
+        in_sync.append(similarity[own])
+        off_sync.append(similarity[~own])
+    together, apart = torch.cat(in_sync), torch.cat(off_sync)
+    right_together, right_apart = (together > 0.5).float().mean().item(), (apart < 0.5).float().mean().item()
+    return {
+        "balanced_accuracy": round((right_together + right_apart) / 2, 4),
+        "in_sync_right": round(right_together, 4),
+        "off_sync_right": round(right_apart, 4),
+        "in_sync_mean_cosine": round(together.mean().item(), 4),
+        "off_sync_mean_cosine": round(apart.mean().item(), 4),
+    }
+
+
+def time_autoencoder(autoencoder: AutoencoderTiny) -> float:
+    """Milliseconds to decode 16 frames and go back to the latents, on one thread; the best of ten."""
+    latents = torch.randn(16, 4, 8, 8, requires_grad=True)
+    return best_ms(lambda: autoencoder.decode(latents).sample.square().mean().backward())
+
+
+def time_syncnet(syncnet: StableSyncNet) -> float:
+    """Milliseconds to compare two windows and go back to the pixels, on one thread; the best of ten."""
+    images = torch.randn(2, 3 * NUM_FRAMES, RESOLUTION // 2, RESOLUTION, requires_grad=True)
+    mels = torch.randn(2, 1, 80, MEL_WINDOW)
+    return best_ms(lambda: cosine_loss(*syncnet(images, mels), torch.ones(2)).mean().backward())
+
+
+def best_ms(function) -> float:
+    """Milliseconds of the fastest of ten calls."""
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * min(seconds), 1)
+
+
+if __name__ == "__main__":
+    main()

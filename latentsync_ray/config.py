@@ -1,0 +1,695 @@
+"""Typed configuration: a recipe (what is trained) and a search (what is explored), read and validated once.
+
+A recipe is a folder of three files: `recipe.yaml` (seed, data, components, validation, transition) and the two
+stage files `first_stage.yaml` and `second_stage.yaml`. A search space is one file that names a recipe. Both are
+loaded with OmegaConf; beyond this module there are only frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one clear line, exit status 2, no traceback."""
+
+
+# A broken rule: the field, the rule that its value breaks, and the remedy.
+Complaint = tuple[str, str, str]
+
+LOSS_TERMS = ("recon", "sync", "lpips", "trepa")
+VALIDATION_METRICS = ("val/objective", "val/sync_confidence", *(f"val/{term}" for term in LOSS_TERMS))
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Talking faces that the repository draws itself, for a recipe that needs no data from outside."""
+
+    num_speakers: int = 6
+    """Speakers in all, numbered from 0."""
+    num_validation_speakers: int = 1
+    """How many of them, the last ones, are held out for validation."""
+    clips_per_speaker: int = 4
+    """Clips of each speaker."""
+    num_frames: int = 100
+    """Frames of each clip, at 25 a second."""
+    resolution: int = 64
+    """Height and width in pixels."""
+    seed: int = 0
+    """What is drawn is a pure function of these settings."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("num_speakers", "clips_per_speaker", "num_frames", "resolution"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
+        if not 1 <= self.num_validation_speakers < self.num_speakers:
+            yield "num_validation_speakers", "must be at least 1 and below num_speakers", "change either"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the prepared clips are."""
+
+    folder: str
+    """A folder that `python -m latentsync_ray.preprocess` wrote; relative to the file that names it."""
+    num_frames: int = 16
+    """Frames of one sample."""
+    synthetic: SyntheticConfig | None = None
+    """Draw and prepare these clips if the folder does not exist."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.num_frames < 1:
+            yield "num_frames", "must be at least 1", "raise it"
+
+
+@dataclass(frozen=True)
+class ComponentsConfig:
+    """The frozen networks. A value that begins with `.`, `/` or `~` is a folder, any other a hub id."""
+
+    vae: str
+    """AutoencoderKL or AutoencoderTiny (diffusers)."""
+    audio_encoder: str
+    """Whisper encoder (transformers), for the preparation of clips."""
+    syncnet: str | None = None
+    """StableSyncNet, for the sync loss."""
+    lpips: str | None = None
+    """VGG features with their linear weights, for the LPIPS loss."""
+    video_encoder: str | None = None
+    """VideoMAE (transformers), for the TREPA loss."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    recon: float = 1.0
+    """Mean squared error of the predicted noise."""
+    sync: float = 0.0
+    """SyncNet cosine loss on decoded frames."""
+    lpips: float = 0.0
+    """Perceptual distance of decoded frames."""
+    trepa: float = 0.0
+    """Distance of the video encoder's features of decoded frames."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for term in LOSS_TERMS:
+            weight = getattr(self, term)
+            if not (math.isfinite(weight) and weight >= 0):
+                yield term, "must be finite and not negative", "give a weight of 0 or more"
+        if not any(getattr(self, term) > 0 for term in LOSS_TERMS):
+            yield "recon", "at least one loss weight must be positive", "raise one of " + ", ".join(LOSS_TERMS)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The fixed validation set, with fixed timesteps and noise."""
+
+    num_samples: int = 8
+    """Windows of `data.num_frames` frames, spread over the held-out clips."""
+    timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
+    """Diffusion timesteps, 0 to 999, at which every sample is measured."""
+    seed: int = 0
+    """Chooses the windows and the noise."""
+    mixed_noise_alpha: float = 1.0
+    """As in training, but the same for all trials and stages."""
+    objective: LossConfig = field(default_factory=lambda: LossConfig(1.0, 0.05, 0.1, 10.0))
+    """Weights of `val/objective`, the same for every trial whatever its own loss."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.num_samples < 1:
+            yield "num_samples", "must be at least 1", "raise it"
+        if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
+            yield "timesteps", "must be a list of values from 0 to 999", "name at least one, for example [500]"
+        if self.mixed_noise_alpha < 0 or not math.isfinite(self.mixed_noise_alpha):
+            yield "mixed_noise_alpha", "must be finite and not negative", "1 is the official value"
+
+
+@dataclass(frozen=True)
+class PlateauConfig:
+    """True when the smoothed metric has not got better by `min_delta` for `patience_steps`."""
+
+    metric: str = "val/recon"
+    """A validation metric, the lower the better."""
+    patience_steps: int = 60
+    """Steps without progress."""
+    min_delta: float = 0.0
+    """Relative improvement that counts as progress: 0.01 is one per cent of the best value so far."""
+    smoothing: float = 0.0
+    """Weight of the past in an exponential moving average, from 0 (none) to below 1."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        yield from _metric_complaints(self.metric)
+        if self.patience_steps < 1:
+            yield "patience_steps", "must be at least 1", "raise it"
+        if not 0 <= self.min_delta < 1:
+            yield "min_delta", "must be at least 0 and below 1", "0.01 asks for one per cent"
+        if not 0 <= self.smoothing < 1:
+            yield "smoothing", "must be at least 0 and below 1", "0 switches it off"
+
+
+@dataclass(frozen=True)
+class BelowConfig:
+    """True when the metric is below a value."""
+
+    metric: str = "val/recon"
+    """A validation metric, the lower the better."""
+    value: float = 0.0
+    """The threshold."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        yield from _metric_complaints(self.metric)
+        if not math.isfinite(self.value):
+            yield "value", "must be finite", "give a number"
+
+
+@dataclass(frozen=True)
+class TransitionConfig:
+    """When to leave stage one: conditions on the history of validation metrics, and bounds."""
+
+    max_step: int
+    """Stage one ends here at the latest."""
+    min_step: int = 0
+    """Stage one does not end before."""
+    at_step: int | None = None
+    """True from this step on."""
+    plateau: PlateauConfig | None = None
+    """True when a metric has stopped improving."""
+    below: BelowConfig | None = None
+    """True when a metric is low enough."""
+    combine: Literal["any", "all"] = "any"
+    """Whether one of the conditions given suffices or all of them must hold."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.max_step < 1:
+            yield "max_step", "must be at least 1", "raise it"
+        if not 0 <= self.min_step <= self.max_step:
+            yield "min_step", f"must be from 0 to max_step ({self.max_step})", "lower it or raise max_step"
+        if self.at_step is not None and not self.min_step <= self.at_step <= self.max_step:
+            bounds = f"min_step ({self.min_step}) to max_step ({self.max_step})"
+            yield "at_step", f"must be from {bounds}", "move it or the bounds"
+        if self.at_step == 0:
+            yield "at_step", "must be at least one report boundary", "raise it"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019), with gradients clipped by their global norm."""
+
+    lr: float = 1e-5
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Largest global norm of the gradients."""
+    implementation: Literal["foreach", "for-loop", "fused"] = "foreach"
+    """torch's implementation; their results differ in the last bits."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("lr", "eps", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                yield name, "must be finite and above 0", "give a positive number"
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield "betas", "must be two values from 0 to below 1", "the usual ones are [0.9, 0.999]"
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            yield "weight_decay", "must be finite and not negative", "0 switches it off"
+
+
+@dataclass(frozen=True)
+class LRSchedulerConfig:
+    """Learning rate over the stage's own steps, by diffusers' get_scheduler."""
+
+    name: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """Shape of the schedule."""
+    num_warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    num_training_steps: int | None = None
+    """Where `linear` and `cosine` reach 0."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.num_warmup_steps < 0:
+            yield "num_warmup_steps", "must not be negative", "0 switches it off"
+        if self.name in ("linear", "cosine") and (self.num_training_steps or 0) <= self.num_warmup_steps:
+            rule = f"must be above num_warmup_steps ({self.num_warmup_steps}) for a {self.name} schedule"
+            yield "num_training_steps", rule, "give the step at which the learning rate reaches 0"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: the model, what of it is trained, on which losses, how, and on how many processes."""
+
+    model: dict[str, Any]
+    """Keyword arguments of the UNet, as in LatentSync's `model:` section."""
+    trainable_modules: tuple[str, ...] | None = None
+    """Parts of parameter names; a parameter that contains one of them is trained. null trains everything."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the loss terms."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The stage's own optimizer."""
+    lr_scheduler: LRSchedulerConfig = field(default_factory=LRSchedulerConfig)
+    """The stage's own learning-rate schedule."""
+    batch_size: int = 1
+    """Samples a step over all workers."""
+    mixed_noise_alpha: float = 1.0
+    """Share of the noise that is common to the frames of a clip (PYoCo, Ge et al. 2023); 0 for none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the networks under autocast."""
+    num_workers: int = 1
+    """Processes that train one trial together (the world size)."""
+    num_threads: int = 1
+    """CPU threads of each process; the last bits of a sum depend on it."""
+    report_every_steps: int = 20
+    """Validation, checkpoint and decisions come at multiples of this many of the stage's steps."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("batch_size", "num_workers", "num_threads", "report_every_steps"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
+        if self.num_workers >= 1 and self.batch_size % self.num_workers:
+            rule = f"must be a multiple of num_workers ({self.num_workers})"
+            yield "batch_size", rule, "change either, so that every worker gets an equal share"
+        if self.mixed_noise_alpha < 0 or not math.isfinite(self.mixed_noise_alpha):
+            yield "mixed_noise_alpha", "must be finite and not negative", "1 is the official value"
+        if self.trainable_modules is not None and not self.trainable_modules:
+            yield "trainable_modules", "must name at least one module", "null trains everything"
+
+
+@dataclass(frozen=True)
+class SecondStageConfig(StageConfig):
+    """Stage two, which has a fixed length."""
+
+    num_steps: int = 100
+    """Steps from the transition to the end of the trial."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        yield from super().complaints()
+        if self.num_steps < 1 or (self.report_every_steps >= 1 and self.num_steps % self.report_every_steps):
+            rule = f"must be a positive multiple of report_every_steps ({self.report_every_steps})"
+            yield "num_steps", rule, "move it to a report boundary"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole two-stage training."""
+
+    data: DataConfig
+    """The prepared clips."""
+    components: ComponentsConfig
+    """The frozen networks."""
+    transition: TransitionConfig
+    """When stage one ends."""
+    first_stage: StageConfig
+    """Stage one, from `first_stage.yaml`."""
+    second_stage: SecondStageConfig
+    """Stage two, from `second_stage.yaml`."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """The fixed validation."""
+    seed: int = 0
+    """Initial weights, samples, timesteps and noise are pure functions of it."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break together."""
+        every = self.first_stage.report_every_steps
+        off_boundary = f"must be a multiple of first_stage.report_every_steps ({every})"
+        for name in ("at_step", "min_step", "max_step"):
+            step = getattr(self.transition, name)
+            if every >= 1 and step is not None and step % every:
+                yield f"transition.{name}", off_boundary, f"move it to {max(every, round(step / every) * every)}"
+        plateau = self.transition.plateau
+        if plateau is not None and every >= 1 and plateau.patience_steps % every:
+            remedy = f"move it to {max(every, round(plateau.patience_steps / every) * every)}"
+            yield "transition.plateau.patience_steps", off_boundary, remedy
+        for term, component in (("sync", "syncnet"), ("lpips", "lpips"), ("trepa", "video_encoder")):
+            users = {
+                "first_stage.loss": self.first_stage.loss,
+                "second_stage.loss": self.second_stage.loss,
+                "validation.objective": self.validation.objective,
+            }
+            for user, weights in users.items():
+                if getattr(weights, term) > 0 and getattr(self.components, component) is None:
+                    rule = f"must be given, since {user}.{term} is above 0"
+                    yield f"components.{component}", rule, f"name a folder or hub id, or set {user}.{term}=0"
+
+
+@dataclass(frozen=True)
+class TrialSchedulerConfig:
+    """Ray Tune's trial scheduler."""
+
+    name: Literal["fifo", "asha"] = "asha"
+    """fifo runs every trial to its end; asha (Li et al. 2020) stops the worse ones early."""
+    time_attr: Literal["global_step", "second_stage_step"] = "second_stage_step"
+    """What the rungs count."""
+    grace_period: int = 10
+    """No trial is stopped before."""
+    reduction_factor: float = 3
+    """Of so many trials at a rung one goes on."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.grace_period < 1:
+            yield "grace_period", "must be at least 1", "raise it"
+        if self.reduction_factor <= 1:
+            yield "reduction_factor", "must be above 1", "the usual values are 2 to 4"
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """The worker groups that the engine may start."""
+
+    max_groups: int = 2
+    """Most groups at once; each trains one segment at a time."""
+    num_cpus: float = 1
+    """CPUs that each worker process reserves."""
+    use_gpu: bool = False
+    """One GPU for each worker process."""
+    idle_seconds: float = 20
+    """A group without work for so long is given back."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.max_groups < 1:
+            yield "max_groups", "must be at least 1", "raise it"
+        if self.num_cpus <= 0:
+            yield "num_cpus", "must be above 0", "raise it"
+        if self.idle_seconds < 0:
+            yield "idle_seconds", "must not be negative", "raise it"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What a search explores, how it decides, and where it keeps what it trained."""
+
+    recipe: str
+    """Folder of the recipe; relative to the file that names it."""
+    name: str
+    """Name of the search; the file's stem unless it is given."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Values of the recipe that hold for all trials, by dotted name."""
+    param_space: dict[str, Any] = field(default_factory=dict)
+    """Dotted name of a recipe value -> one of {grid: [...]}, {choice: [...]}, {uniform: [low, high]},
+    {loguniform: [low, high]}, {randint: [low, high]}."""
+    num_samples: int = 1
+    """Draws from the space; every draw goes through the whole grid."""
+    sampling_seed: int = 0
+    """Seed of the draws."""
+    metric: str = "val/objective"
+    """Validation metric by which trials are compared."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less or more of it is better."""
+    trial_scheduler: TrialSchedulerConfig = field(default_factory=TrialSchedulerConfig)
+    """Which trials go on."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """Where segments are trained."""
+    max_concurrent_trials: int = 16
+    """Trials alive at once; each is a process of about 200 MB that only decides."""
+    storage: str = "results"
+    """Folder or URI (s3://, gs://) of the store and of the results; relative to the working directory."""
+    share: bool = True
+    """false trains every trial from the start by itself, for comparison."""
+    environment: Literal["reported", "strict"] = "reported"
+    """strict reuses only what was trained with the same library versions, device and CPU instruction set."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("num_samples", "max_concurrent_trials"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
+        yield from _metric_complaints(self.metric)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            yield "name", "must be a plain folder name", "leave out slashes and leading dots"
+
+
+def _metric_complaints(metric: str) -> Iterator[Complaint]:
+    if metric not in VALIDATION_METRICS:
+        yield "metric", "must be a validation metric", "choose one of " + ", ".join(VALIDATION_METRICS)
+
+
+STAGE_FILES = {"first_stage": "first_stage.yaml", "second_stage": "second_stage.yaml"}
+_SPACE_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+_Config = TypeVar("_Config", Recipe, SearchConfig)
+
+
+def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe folder, applies overrides by dotted name, and validates the whole.
+
+    Args:
+        folder: Holds `recipe.yaml`, `first_stage.yaml` and `second_stage.yaml`.
+        overrides: For example `{"transition.at_step": 160}`.
+
+    Raises:
+        UserError: A file is missing or unreadable, or a value breaks a rule.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such recipe folder; name one that holds recipe.yaml and the stage files")
+    origins = {"": folder / "recipe.yaml"} | {stage: folder / name for stage, name in STAGE_FILES.items()}
+    top = _read_yaml(origins[""])
+    for stage in STAGE_FILES:
+        if stage in top:
+            raise UserError(f"{origins['']}: {stage}: belongs into its own file; move it to {origins[stage]}")
+        top[stage] = _read_yaml(origins[stage])
+    node = _merged(Recipe, top, origins)
+    _resolve_paths(node, folder)
+    return with_overrides(_checked(Recipe, node, origins), overrides or {})
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any], origin: str = "override") -> Recipe:
+    """The recipe with some values replaced by dotted name, validated again.
+
+    Args:
+        recipe: The recipe to start from.
+        overrides: Dotted names and values.
+        origin: What to call the place where the overrides come from in an error.
+
+    Raises:
+        UserError: A name does not exist, or a value breaks a rule.
+    """
+    origins = {"": Path(origin)}
+    node: DictConfig = OmegaConf.structured(recipe)
+    for key, value in overrides.items():
+        node = _merged_into(node, _nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
+    _resolve_paths(node, Path.cwd())
+    return _checked(Recipe, node, origins)
+
+
+def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
+
+    Raises:
+        UserError: A file is missing, an argument is no `key=value`, or a value breaks a rule.
+    """
+    file = Path(file)
+    values = {"name": file.stem} | _read_yaml(file)
+    if isinstance(values.get("recipe"), str):
+        values["recipe"] = str((file.parent / values["recipe"]).resolve())
+    return _search(values, file, arguments)
+
+
+def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """The search whose only trial is the recipe itself: a plain two-stage training."""
+    folder = Path(recipe_folder).resolve()
+    values = {
+        "recipe": str(folder),
+        "name": f"train-{folder.name}",
+        "trial_scheduler": {"name": "fifo"},
+        "workers": {"max_groups": 1},
+    }
+    return _search(values, folder, arguments)
+
+
+def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
+    search_keys = {f.name for f in dataclasses.fields(SearchConfig)}
+    own: dict[str, Any] = {}
+    recipe_overrides: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"argument {argument!r}: must be key=value; for example second_stage.optimizer.lr=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"argument {argument!r}: the value must be YAML: {_one_line(error)}") from None
+        (own if key.split(".")[0] in search_keys else recipe_overrides)[key] = _as_number(value)
+    node = _merged(SearchConfig, values, {"": file})
+    for key, value in own.items():
+        node = _merged_into(node, _nested(key, value), {"": Path(f"argument {key}")}, named=True)
+    search = _checked(SearchConfig, node, {"": file})
+    recipe = load_recipe(search.recipe)
+    recipe = with_overrides(recipe, search.overrides, f"{file}: overrides")
+    recipe = with_overrides(recipe, recipe_overrides, "argument")
+    _check_space(search, recipe, file)
+    return search, recipe
+
+
+def _check_space(search: SearchConfig, recipe: Recipe, file: Path) -> None:
+    """Every value that the space can name alone must give a valid recipe."""
+    for key, space in search.param_space.items():
+        where = f"{file}: param_space.{key}"
+        kind = next(iter(space)) if isinstance(space, dict) and len(space) == 1 else None
+        if kind not in _SPACE_KINDS:
+            kinds = ", ".join(_SPACE_KINDS)
+            raise UserError(f"{where}: must be one of {kinds} with its values, got {space!r}; e.g. {{grid: [1, 2]}}")
+        values = space[kind]
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{where}: {kind} must be a list of values, got {values!r}; e.g. {{{kind}: [1, 2]}}")
+        if kind in ("uniform", "loguniform", "randint"):
+            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+            if len(values) != 2 or not numbers or values[0] >= values[1]:
+                raise UserError(f"{where}: {kind} must be [low, high] with low < high, got {values!r}")
+            if kind == "loguniform" and values[0] <= 0:
+                raise UserError(f"{where}: loguniform needs low above 0, got {values!r}; raise it")
+            if kind == "randint" and not all(isinstance(v, int) for v in values):
+                raise UserError(f"{where}: randint must be two whole numbers, got {values!r}")
+            values = [values[0], values[1] - 1 if kind == "randint" else values[1]]
+        if key.split(".")[0] in ("data", "components", "validation"):
+            raise UserError(f"{where}: must stay the same for all trials, else they cannot be compared; remove it")
+        for value in values:
+            with_overrides(recipe, {key: value}, f"{file}: param_space")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        node = OmegaConf.load(file)
+        values = OmegaConf.to_container(node, resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; create it or name another") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({_one_line(error)}); name a YAML file") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: must be valid YAML: {_one_line(error)}; mend it there") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{file}: must be a mapping of names to values, got {type(values).__name__}")
+    return {str(key): _as_number(value) for key, value in values.items()}
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; numbers written so are meant as numbers."""
+    if isinstance(value, dict):
+        return {key: _as_number(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_number(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merged(schema: type[_Config], values: dict[str, Any], origins: dict[str, Path]) -> DictConfig:
+    return _merged_into(OmegaConf.structured(schema), values, origins)
+
+
+def _merged_into(
+    node: DictConfig, values: dict[str, Any], origins: dict[str, Path], named: bool = False
+) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(node, values)
+        OmegaConf.to_object(merged) if not named else None
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or "")
+        file, inner = _origin(key, origins)
+        where = str(file) if named or not inner else f"{file}: {inner}"
+        raise UserError(f"{where}: {_one_line(error)}; see latentsync_ray/config.py for the fields") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _checked(schema: type[_Config], node: DictConfig, origins: dict[str, Path]) -> _Config:
+    try:
+        config = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:
+        file, inner = _origin(str(getattr(error, "full_key", None) or ""), origins)
+        raise UserError(f"{file}: {inner}: {_one_line(error)}") from None
+    assert isinstance(config, schema)
+    for key, rule, remedy in _all_complaints(config):
+        file, inner = _origin(key, origins)
+        value = OmegaConf.select(node, key)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        raise UserError(f"{file}: {inner}: {rule}, got {value!r}; {remedy}")
+    return config
+
+
+def _all_complaints(config: Any, prefix: str = "") -> Iterator[Complaint]:
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, f.name)):
+            yield from _all_complaints(getattr(config, f.name), f"{prefix}{f.name}.")
+    if hasattr(config, "complaints"):
+        for name, rule, remedy in config.complaints():
+            yield prefix + name, rule, remedy
+
+
+def _origin(key: str, origins: dict[str, Path]) -> tuple[Path, str]:
+    """The file that a dotted name comes from, and its name within that file."""
+    head, _, rest = key.partition(".")
+    return (origins[head], rest) if head in origins and rest else (origins[""], key)
+
+
+def _resolve_paths(node: DictConfig, base: Path) -> None:
+    """Makes the folders that a recipe names absolute; hub ids stay as they are."""
+    OmegaConf.set_readonly(node, False)
+    for key in ("data.folder", *(f"components.{f.name}" for f in dataclasses.fields(ComponentsConfig))):
+        value = OmegaConf.select(node, key)
+        if isinstance(value, str) and (value.startswith((".", "/", "~")) or key == "data.folder"):
+            parent = OmegaConf.select(node, key.rpartition(".")[0])
+            OmegaConf.set_readonly(parent, False)
+            OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    useful = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(useful) or type(error).__name__
+
+
+def stage_from_settings(settings: Mapping[str, Any]) -> StageConfig:
+    """The stage configuration that a segment's plain settings stand for."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StageConfig), dict(settings)))
+    assert isinstance(config, StageConfig)
+    return config
+
+
+def recipe_files(recipe: Recipe) -> dict[str, str]:
+    """File name -> YAML text of a recipe folder from which the same training starts again."""
+    values = dataclasses.asdict(recipe)
+    stages = {file: values.pop(stage) for stage, file in STAGE_FILES.items()}
+    contents = {"recipe.yaml": values, **stages}
+    return {file: yaml.safe_dump(_plain(content), sort_keys=False) for file, content in contents.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Clips: synthetic ones, reading, preparing and sampling them."""

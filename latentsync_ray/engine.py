@@ -1,0 +1,385 @@
+"""The engine: one async actor per search that answers trials with finished segments.
+
+A known segment is answered at once, one in flight is awaited by all who ask, anything else waits for a warm worker
+group. Groups are Ray Train runs that start on demand and go back when idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from latentsync_ray.config import WorkersConfig
+from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
+from latentsync_ray.segment import Segment
+from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.worker import WorkerSetup, train_loop
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STARTS = 2
+"""After so many groups in a row that end before their workers report, those who wait are told."""
+MAX_RESTARTS = 3
+"""Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """What an engine is for."""
+
+    workers: WorkersConfig
+    """How many groups, of what."""
+    worker: WorkerSetup
+    """What the workers need; its `engine` is this actor's name."""
+    keep_first_stage_from: int
+    """Stage-one states from this global_step on are kept."""
+    results: str
+    """Folder or URI below which Ray Train may write."""
+
+
+@dataclass
+class _Run:
+    """A worker group, as far as Ray goes."""
+
+    name: str
+    num_workers: int
+    number: int = 0
+    """Number of its first unfinished order; every rank asks by number, so ranks agree."""
+    order: Order | None = None
+    joined_at: float | None = None
+    joins: int = 0
+    restarting: bool = False
+    """Its workers have reported an error and will be started anew."""
+    stopping: bool = False
+    last_busy: float = field(default_factory=time.monotonic)
+
+
+class Engine:
+    """Shares segments among trials; to be made with `start_engine`."""
+
+    def __init__(self, setup: EngineSetup):
+        self._setup = setup
+        self._store = Store(setup.worker.storage)
+        self._dispatcher = Dispatcher(setup.workers.max_groups, setup.keep_first_stage_from)
+        self._records: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._errors: dict[str, str] = {}
+        self._runs: dict[str, _Run] = {}
+        self._changed = asyncio.Condition()
+        self._num_groups = 0
+        self._failed_starts = 0
+        self._trained: list[dict[str, Any]] = []
+        self._notices: list[str] = []
+        self._worker_seconds = 0.0
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    # For trials
+
+    async def run(self, trial: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The finished segment that a trial asks for.
+
+        Args:
+            trial: Who asks.
+            root: Key of the lineage's root.
+            values: The segment, as `Segment.to_dict` gives it.
+
+        Returns:
+            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line.
+        """
+        self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
+        self._dispatcher.add_root(root)
+        segment = Segment(**values)
+        key = segment.key
+        if key in self._errors:
+            return {"error": self._errors[key]}
+        record = await self._record(key)
+        cached = record is not None or key in self._answers
+        if record is None:
+            await self._learn_ancestors(segment)
+            answer = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
+            self._dispatcher.ask(segment, trial)
+            await self._poke()
+            outcome = await asyncio.shield(answer)
+            if "error" in outcome:
+                return outcome
+            record = outcome
+        unneeded = self._dispatcher.give(segment, trial)
+        await self._poke()
+        self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
+        return {"key": key, "metrics": record["metrics"], "cached": cached}
+
+    async def leave(self, trial: str) -> None:
+        """A trial has ended."""
+        self._dispatcher.leave(trial)
+        await self._poke()
+
+    async def _record(self, key: str) -> dict[str, Any] | None:
+        """A segment's record from memory or the store; a damaged one counts as absent."""
+        if key not in self._records:
+            try:
+                record = await asyncio.to_thread(self._store.read_record, key)
+            except DamagedEntryError as error:
+                self._notice(f"{error}; it will be trained again")
+                return None
+            if record is None:
+                return None
+            self._records[key] = record
+            self._dispatcher.add_done(Segment(**record["segment"]), record["state"]["status"] == "kept")
+        return self._records[key]
+
+    async def _learn_ancestors(self, segment: Segment) -> None:
+        """Tells the dispatcher of stored ancestors, back to one whose state is kept."""
+        while (missing := self._dispatcher.missing_ancestor(segment)) is not None:
+            if await self._record(missing) is None:
+                # The trial holds the ancestors' metrics but their records are gone: only a fresh walk can mend that.
+                raise DamagedEntryError(f"segment {missing}: its record is gone; run the same command again")
+
+    # For workers
+
+    async def join(self, group: str) -> int:
+        """Rank 0 of a started or restarted group reports. Returns the number of the group's next order."""
+        run = self._runs[group]
+        run.joins += 1
+        run.joined_at = run.joined_at or time.monotonic()
+        self._failed_starts = 0
+        if run.joins > 1 and not run.restarting and run.order is not None:
+            self._failed(run, "a worker was lost")
+        run.restarting = False
+        await self._poke()
+        return run.number
+
+    async def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+        """Order `number` of a group, once there is one; None when the group is to end."""
+        run = self._runs[group]
+        async with self._changed:
+            await self._changed.wait_for(lambda: run.stopping or run.number != number or run.order is not None)
+        if run.stopping or run.number != number or run.order is None:
+            return None
+        parent = self._records.get(run.order.segment.parent)
+        return {
+            "segment": run.order.segment.to_dict(),
+            "parent_state": parent and parent["state"],
+            "parent_stage": parent and parent["segment"]["stage"],
+        }
+
+    async def finished(self, group: str, number: int, record: dict[str, Any]) -> None:
+        """Rank 0 of a group has trained and published its order."""
+        run = self._runs[group]
+        if run.number != number or run.order is None:
+            return
+        order = self._dispatcher.finish(group, time.monotonic())
+        self._records[order.segment.key] = record
+        self._trained.append(
+            {"num_steps": order.segment.num_steps, "stage": order.segment.stage, **record["timings"]}
+        )
+        self._next(run)
+        self._answer(order.segment.key, record)
+        await self._poke()
+
+    async def failed(self, group: str, number: int, error: str, restarting: bool, lost_parent: str | None) -> None:
+        """A rank could not train its order.
+
+        Args:
+            group: Its group.
+            number: The order's number.
+            error: One line.
+            restarting: The ranks end, to be started anew by Ray Train.
+            lost_parent: Key of the parent, if its stored state is damaged or gone.
+        """
+        run = self._runs[group]
+        if run.number != number or run.order is None:
+            return
+        run.restarting = restarting
+        if lost_parent is None:
+            self._failed(run, error)
+        else:
+            self._notice(f"{error}; it will be trained again")
+            self._records[lost_parent]["state"]["status"] = "dropped"
+            self._dispatcher.state_lost(group, lost_parent)
+            for order in list(self._dispatcher.orders.values()):
+                await self._learn_ancestors(order.segment)
+                for trial in list(order.waiters):
+                    self._dispatcher.ask(order.segment, trial)
+            self._next(run)
+        await self._poke()
+
+    # For the driver
+
+    async def status(self) -> dict[str, Any]:
+        """What is going on, for the live view and the summary."""
+        now = time.monotonic()
+        held = sum((now - run.joined_at) * run.num_workers for run in self._runs.values() if run.joined_at)
+        return {
+            "training": [
+                {"group": run.name, "waiters": len(run.order.waiters), **run.order.segment.to_dict()}
+                for run in self._runs.values()
+                if run.order is not None
+            ],
+            "num_groups": len(self._runs),
+            "num_starting": sum(run.joined_at is None for run in self._runs.values()),
+            "num_queued": sum(order.group is None for order in self._dispatcher.orders.values()),
+            "trained": list(self._trained),
+            "worker_seconds": self._worker_seconds + held,
+            "notices": list(self._notices),
+        }
+
+    async def stop(self) -> None:
+        """Gives all groups back and waits for their ends."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            self._housekeeping = None
+        for run in self._runs.values():
+            run.stopping = True
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: not self._runs)
+
+    # Inside
+
+    async def _poke(self) -> None:
+        """Hands out what can be handed out, starts and stops groups, and wakes who waits."""
+        now = time.monotonic()
+        lingering = False
+        for run in sorted(self._runs.values(), key=lambda run: run.name):
+            if run.order is None and run.joined_at is not None and not run.restarting and not run.stopping:
+                run.order = self._dispatcher.assign(run.name, now)
+                lingering = lingering or run.order is None
+            if run.order is not None:
+                run.last_busy = now
+        for num_workers in self._dispatcher.groups_to_start():
+            self._start(num_workers)
+        in_the_way = self._dispatcher.group_to_stop()
+        if in_the_way is not None:
+            self._retire(self._runs[in_the_way])
+        async with self._changed:
+            self._changed.notify_all()
+        if lingering and self._dispatcher.ready():
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, lambda: self._in_background(self._poke()))
+
+    async def _keep_house(self) -> None:
+        """Gives back groups that have had nothing to do for a while."""
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            for run in list(self._runs.values()):
+                idle = run.order is None and run.joined_at is not None and not run.stopping
+                if idle and now - run.last_busy > self._setup.workers.idle_seconds:
+                    self._retire(run)
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _start(self, num_workers: int) -> None:
+        self._num_groups += 1
+        run = _Run(f"group-{self._num_groups}", num_workers)
+        self._runs[run.name] = run
+        self._dispatcher.add_group(run.name, num_workers)
+        threading.Thread(target=self._fit, args=(run, asyncio.get_running_loop()), daemon=True).start()
+
+    def _fit(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs a group to its end, in a thread of its own; an exception here would be lost, so it is handed on."""
+        error = None
+        try:
+            workers = self._setup.workers
+            resources = {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
+            TorchTrainer(
+                train_loop,
+                train_loop_config={"setup": self._setup.worker, "group": run.name},
+                scaling_config=ScalingConfig(
+                    num_workers=run.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+                ),
+                run_config=RunConfig(
+                    name=run.name,
+                    storage_path=self._setup.results,
+                    failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+                ),
+            ).fit()
+        except Exception as exception:  # whatever it is, it is told to those who wait
+            lines = str(exception).strip().splitlines() or [type(exception).__name__]
+            error = f"{type(exception).__name__}: {lines[-1]}"
+        asyncio.run_coroutine_threadsafe(self._ended(run, error), loop)
+
+    async def _ended(self, run: _Run, error: str | None) -> None:
+        """A group has ended: its order goes back, or is given up."""
+        if run.joined_at is not None:
+            self._worker_seconds += (time.monotonic() - run.joined_at) * run.num_workers
+        if error is not None:
+            self._notice(f"{run.name}: its Ray Train run ended: {error}")
+            self._failed_starts += run.joined_at is None
+        given_up = self._dispatcher.remove_group(run.name, error or "the worker group ended")
+        del self._runs[run.name]
+        if given_up is not None:
+            self._give_up(given_up)
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._failed_starts = 0
+            for order in list(self._dispatcher.orders.values()):
+                if order.group is None:
+                    order.errors.append(f"worker groups cannot be started: {error}")
+                    self._give_up(self._dispatcher.orders.pop(order.segment.key))
+        await self._poke()
+
+    def _failed(self, run: _Run, error: str) -> None:
+        assert run.order is not None
+        segment = run.order.segment
+        self._notice(f"{run.name}: {segment.stage} to step {segment.end_step}: {error}")
+        given_up = self._dispatcher.fail(run.name, error)
+        if given_up is not None:
+            self._give_up(given_up)
+        self._next(run)
+
+    def _next(self, run: _Run) -> None:
+        run.number += 1
+        run.order = None
+        run.last_busy = time.monotonic()
+
+    def _retire(self, run: _Run) -> None:
+        run.stopping = True
+
+    def _give_up(self, order: Order) -> None:
+        segment = order.segment
+        message = f"{segment.stage} from step {segment.start_step} to {segment.end_step}: {order.errors[-1]}"
+        self._errors[segment.key] = message
+        self._answer(segment.key, {"error": message})
+        # Descendants that wait for a state which will not come fail with it.
+        for other in list(self._dispatcher.orders.values()):
+            if other.segment.parent == segment.key and other.group is None:
+                other.errors.append(order.errors[-1])
+                self._give_up(self._dispatcher.orders.pop(other.segment.key))
+
+    def _answer(self, key: str, outcome: dict[str, Any]) -> None:
+        answer = self._answers.pop(key, None)
+        if answer is not None:
+            answer.set_result(outcome)
+
+    async def _drop(self, key: str) -> None:
+        self._records[key]["state"]["status"] = "dropped"
+        await asyncio.to_thread(self._store.drop_state, key)
+
+    def _in_background(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        task.add_done_callback(self._report_failure)
+
+    def _report_failure(self, task: asyncio.Future[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._notice(f"engine: {task.exception()}")
+
+    def _notice(self, line: str) -> None:
+        logger.warning(line)
+        self._notices.append(line)
+
+
+def start_engine(name: str, setup: EngineSetup) -> Any:
+    """Starts the engine of a search as a named actor, which Ray restarts if it is lost."""
+    return (
+        ray.remote(Engine)
+        .options(name=name, num_cpus=0, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
+        .remote(setup)
+    )

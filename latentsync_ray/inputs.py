@@ -1,0 +1,93 @@
+"""What a search reads before it starts: prepared clips and frozen networks, checked and named by fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import torch
+
+from latentsync_ray.config import STAGE_FILES, Recipe, StageConfig, UserError
+from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.synthetic import synthetic_clips
+from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable
+from latentsync_ray.preprocess import prepare
+from latentsync_ray.segment import digest
+
+
+def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
+    """Checks that a recipe's networks and clips are there, drawing synthetic clips if it asks for them.
+
+    Returns:
+        The recipe with the folder of the clips filled in, and a SHA-256 for the data and each frozen network.
+
+    Raises:
+        UserError: Something is missing, or does not fit the rest.
+    """
+    components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
+    fingerprints = {name: _fingerprint(f"components.{name}", source) for name, source in components.items()}
+    for stage in STAGE_FILES:
+        _check_model(stage, getattr(recipe, stage))
+
+    if recipe.data.synthetic is not None:
+        recipe = _with_synthetic_clips(recipe, fingerprints)
+    clips = PreparedClips.open(recipe.data.folder)
+    clips.train_sample(recipe.seed, 0, 0, recipe.data.num_frames)
+    clips.validation_samples(recipe.validation.num_samples, recipe.data.num_frames, recipe.validation.seed)
+    # The audio encoder is not used in training: what it gave is in the prepared clips.
+    del fingerprints["audio_encoder"]
+    return recipe, fingerprints | {"data": clips.fingerprint}
+
+
+def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recipe:
+    """Draws and prepares the clips into a folder named by their settings, unless it is there."""
+    settings = recipe.data.synthetic
+    assert settings is not None
+    made_from = [dataclasses.asdict(settings), fingerprints["vae"], fingerprints["audio_encoder"]]
+    folder = Path(recipe.data.folder) / digest(made_from)[:12]
+    if not folder.exists():
+        held_out = range(settings.num_speakers - settings.num_validation_speakers, settings.num_speakers)
+        prepare(
+            synthetic_clips(
+                settings.num_speakers,
+                settings.clips_per_speaker,
+                settings.num_frames,
+                settings.resolution,
+                settings.seed,
+            ),
+            folder,
+            vae=recipe.components.vae,
+            audio_encoder=recipe.components.audio_encoder,
+            resolution=settings.resolution,
+            validation=[f"speaker{number}/*" for number in held_out],
+        )
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folder=str(folder)))
+
+
+def _fingerprint(name: str, source: str) -> str:
+    """SHA-256 over the names and contents of a folder's files; of the name itself for a hub id."""
+    folder = Path(source)
+    hasher = hashlib.sha256()
+    if not folder.is_absolute():
+        hasher.update(f"hub {source}".encode())
+        return hasher.hexdigest()
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{name}: must be a folder with a model or a hub id, got {source}; correct the path")
+    for file in files:
+        hasher.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _check_model(stage: str, config: StageConfig) -> None:
+    """Builds a stage's UNet without memory, so that a wrong setting is found before anything is started."""
+    try:
+        with torch.device("meta"):
+            unet = UNet3DConditionModel(**config.model)
+        select_trainable(unet, config.trainable_modules)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{stage}: must describe a UNet that can be built: {error}; see learn/unet.py") from None

@@ -1,0 +1,333 @@
+"""Two-stage training: what a worker drives through the protocol `Training`, and LatentSync's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from latentsync_ray.config import LOSS_TERMS, ComponentsConfig, LossConfig, StageConfig, ValidationConfig
+from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
+from latentsync_ray.learn.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
+from latentsync_ray.learn.losses import LPIPS, TREPALoss, recon_loss, sync_loss
+from latentsync_ray.learn.syncnet import StableSyncNet
+from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable, warm_start
+
+Sample = Mapping[str, Any]
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+class Training(Protocol):
+    """What the worker needs of a training. All of it is a pure function of settings, state and step."""
+
+    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
+        """Makes the stage ready to train from a state (None: from the initial weights).
+
+        Args:
+            stage: `first_stage` or `second_stage`.
+            config: The stage's settings.
+            state: What `state` returned at the end of the parent segment, on the CPU.
+            state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
+        """
+        ...
+
+    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on the fixed validation set, equal on all ranks."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training goes on from: `model.*` and `optimizer.*`, on the CPU."""
+        ...
+
+
+class Samples(Protocol):
+    """Where training and validation samples come from: pure functions of their arguments."""
+
+    def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> dict[str, Any]:
+        """One sample of the global batch."""
+        ...
+
+    def validation_samples(self, num_samples: int, num_frames: int, seed: int) -> Sequence[dict[str, Any]]:
+        """The fixed validation set."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What stays the same for all segments that a worker trains."""
+
+    samples: Samples
+    """Prepared clips."""
+    components: ComponentsConfig
+    """The frozen networks."""
+    validation: ValidationConfig
+    """The fixed validation."""
+    num_frames: int
+    """Frames of a sample."""
+    seed: int
+    """Of the initial weights, samples, timesteps and noise."""
+    device: torch.device
+    """Where this worker computes."""
+    rank: int = 0
+    """This worker's number."""
+    world_size: int = 1
+    """Number of workers."""
+
+
+class LatentSyncTraining:
+    """LatentSync's two stages: the reconstruction loss alone, then all losses on decoded frames.
+
+    The loss terms and their weights are those of LatentSync (Li et al. 2024, section 3; `configs/unet/stage*.yaml`
+    of its repository): noise prediction error, and SyncNet, LPIPS and TREPA losses on decoded one-step predictions.
+    """
+
+    unet: UNet3DConditionModel
+    optimizer: torch.optim.AdamW
+
+    def __init__(self, setup: TrainingSetup):
+        self.setup = setup
+        self.noise_scheduler = build_noise_scheduler()
+        components, device = setup.components, setup.device
+        self.vae = _frozen(load_autoencoder(components.vae), device)
+        self.syncnet = _frozen_from(StableSyncNet, components.syncnet, device)
+        self.lpips = _frozen_from(LPIPS, components.lpips, device)
+        self.trepa = _frozen_from(TREPALoss, components.video_encoder, device)
+        validation = setup.validation
+        self.validation_samples = setup.samples.validation_samples(
+            validation.num_samples, setup.num_frames, validation.seed
+        )
+
+    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
+        """Builds UNet, optimizer and LR schedule; see `Training.build`."""
+        self.config = config
+
+        # New weights (all of them at step 0, the motion modules later) depend on the seed and the stage alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed(self.setup.seed, "initial weights", stage))
+            self.unet = UNet3DConditionModel(**config.model)
+        weights = {name[len("model.") :]: t for name, t in (state or {}).items() if name.startswith("model.")}
+        if state is not None and stage == state_stage:
+            self.unet.load_state_dict(weights)
+        elif state is not None:
+            warm_start(self.unet, weights)
+        self.unet.to(self.setup.device).train()
+
+        self.trainable = select_trainable(self.unet, config.trainable_modules)
+        settings = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [parameter for _, parameter in self.trainable],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            foreach=settings.implementation == "foreach",
+            fused=settings.implementation == "fused",
+        )
+        if state is not None and stage == state_stage:
+            self._load_moments(state)
+        self.lr_factor = _lr_factor(config)
+
+        self.network: torch.nn.Module = self.unet
+        if self.setup.world_size > 1:
+            # Looking for unused parameters keeps the gradient buckets as they are at first; else the second step
+            # sums in another order than the first, and a restart would show in the last bits.
+            self.network = DistributedDataParallel(self.unet, find_unused_parameters=True)
+
+    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+        """One step of AdamW on this rank's share of the global batch; see `Training.step`."""
+        setup, config = self.setup, self.config
+        share = config.batch_size // setup.world_size
+        indices = range(setup.rank * share, (setup.rank + 1) * share)
+        samples = [setup.samples.train_sample(setup.seed, global_step, index, setup.num_frames) for index in indices]
+        draws = [
+            _draw(setup.seed, "train", global_step, index, sample)
+            for index, sample in zip(indices, samples, strict=True)
+        ]
+        batch = _collate(samples, setup.device)
+        timesteps, noise = self._noise(draws, config.mixed_noise_alpha)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * self.lr_factor(stage_step)
+        terms = self._loss_terms(self.network, batch, timesteps, noise, config.loss)
+        loss = sum(getattr(config.loss, term) * value for term, value in terms.items() if term in LOSS_TERMS)
+        assert isinstance(loss, Tensor)
+        for term, value in terms.items():
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"step {global_step + 1}: the {term} loss is {float(value.detach())}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [parameter for _, parameter in self.trainable]
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        if not torch.isfinite(grad_norm):
+            raise FloatingPointError(f"step {global_step + 1}: the gradient norm is {float(grad_norm)}")
+        self.optimizer.step()
+
+        values = {term: value.detach() for term, value in terms.items()}
+        metrics = _mean_over_ranks({"loss": loss.detach(), **values}, setup.world_size)
+        metrics["grad_norm"] = float(grad_norm)
+        metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        return metrics
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Every loss term at fixed timesteps and noise on held-out clips; see `Training.validate`."""
+        setup = self.setup
+        names = [term for term in LOSS_TERMS if self._can_compute(term)]
+        everything = LossConfig(**{term: float(term in names) for term in LOSS_TERMS})
+        totals: dict[str, Tensor] = {}
+        timesteps = torch.tensor(setup.validation.timesteps, device=setup.device)
+        self.unet.eval()
+        for index in range(setup.rank, len(self.validation_samples), setup.world_size):
+            sample = self.validation_samples[index]
+            draws = [_draw(setup.validation.seed, "validation", t, index, sample) for t in setup.validation.timesteps]
+            _, noise = self._noise(draws, setup.validation.mixed_noise_alpha)
+            batch = _collate([sample] * len(draws), setup.device)
+            for term, value in self._loss_terms(self.unet, batch, timesteps, noise, everything).items():
+                totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value
+        self.unet.train()
+        if not totals:  # more ranks than samples
+            totals = {term: torch.zeros((), device=setup.device) for term in (*names, "sync_confidence")}
+        means = _mean_over_ranks(totals, setup.world_size, divide_by=len(self.validation_samples))
+        return {f"val/{term}": value for term, value in means.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights by name, and the optimizer's moments by parameter name; see `Training.state`."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.unet.state_dict().items()}
+        for name, parameter in self.trainable:
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{moment}"] = value
+        return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+
+    def _load_moments(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainable:
+            for moment in ("step", "exp_avg", "exp_avg_sq"):
+                stored = state.get(f"optimizer.{name}.{moment}")
+                if stored is not None:
+                    device = "cpu" if moment == "step" and self.config.optimizer.implementation != "fused" else None
+                    self.optimizer.state[parameter][moment] = stored.to(device or parameter.device, copy=True)
+
+    def _can_compute(self, term: str) -> bool:
+        needed = {"sync": self.syncnet, "lpips": self.lpips, "trepa": self.trepa}
+        return term not in needed or needed[term] is not None
+
+    def _noise(self, draws: Sequence[tuple[int, Tensor, Tensor]], alpha: float) -> tuple[Tensor, Tensor]:
+        """Timesteps (B,) and noise (B, C, F, h, w) from the samples' own draws."""
+        timesteps, shared, independent = zip(*draws, strict=True)
+        noise = torch.stack(independent)
+        if alpha > 0:
+            noise = mixed_noise(torch.stack(shared), noise, alpha)
+        return torch.tensor(timesteps, device=self.setup.device), noise.to(self.setup.device)
+
+    def _loss_terms(
+        self,
+        network: Callable[..., Any],
+        batch: Mapping[str, Tensor],
+        timesteps: Tensor,
+        noise: Tensor,
+        weights: LossConfig,
+    ) -> dict[str, Tensor]:
+        """The loss terms with a positive weight, and the sync confidence where SyncNet runs."""
+        latents = batch["latents"]
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            # LatentSync's 13 input channels: noisy latents 4, mask 1, masked latents 4, reference latents 4.
+            noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+            sample = torch.cat([noisy, batch["masks"], batch["masked_latents"], batch["ref_latents"]], dim=1)
+            pred_noise = network(sample, timesteps, batch["audio_features"]).sample.float()
+
+            terms = {}
+            if weights.recon > 0:
+                terms["recon"] = recon_loss(pred_noise, noise)
+            if max(weights.sync, weights.lpips, weights.trepa) <= 0:
+                return terms
+
+            # Pixel terms see the frames that a single denoising step predicts.
+            pred_latents = one_step_x0(self.noise_scheduler, pred_noise, timesteps, noisy)
+            pixels, frames = decode_video(self.vae, pred_latents), batch["frames"]
+            if weights.sync > 0:
+                assert self.syncnet is not None
+                terms["sync"], terms["sync_confidence"] = sync_loss(self.syncnet, pixels, batch["mel"])
+            if weights.lpips > 0:
+                assert self.lpips is not None
+                terms["lpips"] = self.lpips(_lower_half(pixels), _lower_half(frames)).mean()
+            if weights.trepa > 0:
+                assert self.trepa is not None
+                terms["trepa"] = self.trepa(pixels, frames)
+        return terms
+
+
+def decode_video(vae: torch.nn.Module, latents: Tensor) -> Tensor:
+    """Decodes latents (B, 4, F, h, w) to pixels (B, 3, F, H, W), about [-1, 1]."""
+    batch, _, num_frames = latents.shape[:3]
+    pixels = decode_latents(vae, latents.transpose(1, 2).flatten(0, 1))
+    return pixels.reshape(batch, num_frames, *pixels.shape[1:]).transpose(1, 2)
+
+
+def _lower_half(pixels: Tensor) -> Tensor:
+    """Images (B * F, 3, H / 2, W) of the lower half of videos (B, 3, F, H, W)."""
+    return pixels[:, :, :, pixels.shape[3] // 2 :].transpose(1, 2).flatten(0, 1)
+
+
+def _frozen(module: torch.nn.Module, device: torch.device) -> Any:
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _frozen_from(network: Any, source: str | None, device: torch.device) -> Any:
+    """A frozen network from a folder or hub id, or None if the recipe names none."""
+    return None if source is None else _frozen(network.from_pretrained(source), device)
+
+
+def _seed(*key: object) -> int:
+    """63 bits that depend on all parts of the key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def _draw(seed: int, purpose: str, step: int, index: int, sample: Sample) -> tuple[int, Tensor, Tensor]:
+    """A sample's timestep and its shared and independent noise (C, F, h, w).
+
+    In validation the step is the timestep. The draw is made on the CPU, so that it is the same on every device.
+    """
+    generator = torch.Generator().manual_seed(_seed(seed, purpose, step, index))
+    shape = sample["latents"].shape
+    drawn = int(torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=generator))
+    shared, independent = torch.randn(2, *shape, generator=generator)
+    return step if purpose == "validation" else drawn, shared, independent
+
+
+def _collate(samples: Sequence[Sample], device: torch.device) -> dict[str, Tensor]:
+    names = [name for name, value in samples[0].items() if isinstance(value, Tensor)]
+    return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in names}
+
+
+def _mean_over_ranks(values: Mapping[str, Tensor], world_size: int, divide_by: int | None = None) -> dict[str, float]:
+    """Mean over the ranks; or, where `divide_by` is given, their sum divided by it."""
+    names = sorted(values)
+    stacked = torch.stack([values[name].float() for name in names])
+    if world_size > 1:
+        dist.all_reduce(stacked)
+    stacked = stacked / (divide_by or world_size)
+    return dict(zip(names, stacked.tolist(), strict=True))
+
+
+def _lr_factor(config: StageConfig) -> Callable[[int], float]:
+    """The LR schedule as a function of the stage's step, so that nothing of it has to be stored."""
+    settings = config.lr_scheduler
+    probe = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    lr_scheduler = get_scheduler(
+        settings.name,
+        probe,
+        num_warmup_steps=settings.num_warmup_steps,
+        num_training_steps=settings.num_training_steps,
+    )
+    factor = lr_scheduler.lr_lambdas[0]
+    return lambda stage_step: float(factor(stage_step))

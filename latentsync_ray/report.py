@@ -1,0 +1,211 @@
+"""What a search leaves behind: TensorBoard logs while it runs, a summary, a table and the best recipe at its end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from torch.utils.tensorboard import SummaryWriter
+
+from latentsync_ray.config import Recipe, SearchConfig, recipe_files, with_overrides
+from latentsync_ray.segment import SECOND_STAGE
+from latentsync_ray.store import Store
+from latentsync_ray.trial import trial_number
+
+
+@dataclass
+class TrialLog:
+    """What is known of one trial."""
+
+    number: int
+    parameters: dict[str, Any]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """What it reported at each boundary, oldest first."""
+    status: str = "running"
+    """running, finished (ran to its end), stopped (by the scheduler) or failed."""
+    error: str = ""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Its newest result; empty before the first."""
+        return self.results[-1] if self.results else {}
+
+    @property
+    def transition_step(self) -> int | None:
+        """global_step at which it left stage one, if it has."""
+        last = self.last
+        return last["global_step"] - last["second_stage_step"] if last.get("stage") == SECOND_STAGE else None
+
+    @property
+    def num_steps_shared(self) -> int:
+        """Steps that it did not have to wait for as the only one: found, or trained for another trial too."""
+        steps = [0, *(result["global_step"] for result in self.results)]
+        return sum(b - a for a, b, result in zip(steps, steps[1:], self.results, strict=False) if result["cached"])
+
+
+class SearchLog(tune.Callback):  # type: ignore[misc]
+    """Follows the trials of a search and writes their TensorBoard logs."""
+
+    def __init__(self, store: Store, folder: str):
+        self.trials: dict[int, TrialLog] = {}
+        self._store = store
+        self._folder = Path(store.root) / folder / "tensorboard"
+        # A search that goes on reports everything again, so logs are written anew.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._writers: dict[int, SummaryWriter] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or begins again after its process was lost."""
+        number = trial_number(trial.trial_id)
+        self.trials[number] = TrialLog(number, dict(trial.config))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has reached a boundary."""
+        log = self.trials[trial_number(trial.trial_id)]
+        log.results.append(result)
+        self._write_scalars(log.number, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended, by itself or by the scheduler's decision."""
+        log = self.trials[trial_number(trial.trial_id)]
+        log.status = "finished" if log.last.get("done") else "stopped"
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        log = self.trials[trial_number(trial.trial_id)]
+        lines = str(trial.get_error() or "unknown error").strip().splitlines()
+        log.status, log.error = "failed", lines[-1]
+
+    def close(self) -> None:
+        """Completes the TensorBoard logs."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write_scalars(self, number: int, result: dict[str, Any]) -> None:
+        """Losses of every step, by stage, and validation metrics of the boundary."""
+        if number not in self._writers:
+            self._writers[number] = SummaryWriter(str(self._folder / f"trial-{number:04d}"))
+        writer, stage, end = self._writers[number], result["stage"], result["global_step"]
+        record = self._store.read_record(result["key"])
+        steps = record["steps"] if record else []
+        for step, losses in enumerate(steps, start=end - len(steps) + 1):
+            for name, value in losses.items():
+                writer.add_scalar(f"{stage}/train/{name}", value, step)
+        for name, value in result.items():
+            if name.startswith("val/"):
+                writer.add_scalar(f"{stage}/{name}", value, end)
+                writer.add_scalar(name, value, end)
+        writer.flush()
+
+
+def write_report(
+    store: Store,
+    folder: str,
+    search: SearchConfig,
+    recipe: Recipe,
+    trials: dict[int, TrialLog],
+    status: dict[str, Any],
+    wall_seconds: float,
+) -> int:
+    """Writes `summary.json`, `trials.csv` and the best trial's recipe. Returns the number of failed trials.
+
+    Args:
+        store: Where to.
+        folder: The search's folder below the store's root.
+        search: What was asked.
+        recipe: The recipe before a trial's own values.
+        trials: What became of each trial.
+        status: The engine's last words.
+        wall_seconds: Duration of this run.
+    """
+    rows = [_row(search, trials[number]) for number in sorted(trials)]
+    store.write_bytes(f"{folder}/trials.csv", _csv(rows).encode())
+
+    best = best_trial(search, trials)
+    if best is not None:
+        for name, text in recipe_files(with_overrides(recipe, best.parameters)).items():
+            store.write_bytes(f"{folder}/best/{name}", text.encode())
+    failed = [trial for trial in trials.values() if trial.status == "failed"]
+    for trial in failed:
+        print(f"trial {trial.number} failed: {trial.error}")
+
+    without_sharing = sum(trial.last.get("global_step", 0) for trial in trials.values())
+    distinct = _num_distinct_steps(trials)
+    summary = {
+        "best": best and _row(search, best),
+        "trials": len(trials),
+        "trials_by_status": {
+            s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "failed")
+        },
+        "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
+        "steps_distinct": distinct,
+        "steps_without_sharing": without_sharing,
+        "sharing_factor": without_sharing / distinct if distinct else 1.0,
+        "gpu_seconds": status["worker_seconds"],
+        "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
+        "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
+        "wall_seconds": wall_seconds,
+        "notices": status["notices"],
+    }
+    store.write_json(f"{folder}/summary.json", summary)
+    if best is not None:
+        print(
+            f"best: trial {best.number}, {search.metric} {best.last[search.metric]:.4g}, transition at step "
+            f"{best.transition_step}, " + ", ".join(f"{name} {value:.4g}" for name, value in best.parameters.items())
+        )
+    print(
+        f"steps: {summary['steps_trained']} trained now, {distinct} distinct, {without_sharing} without sharing "
+        f"(factor {summary['sharing_factor']:.2f})"
+    )
+    return len(failed)
+
+
+def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:
+    """The best last result among the trials that ran to their end; among all, if none did."""
+    candidates = [trial for trial in trials.values() if trial.status == "finished"]
+    candidates = candidates or [trial for trial in trials.values() if trial.results]
+    sign = 1 if search.mode == "min" else -1
+    return min(candidates, key=lambda trial: (sign * trial.last[search.metric], trial.number), default=None)
+
+
+def _num_distinct_steps(trials: dict[int, TrialLog]) -> int:
+    """Steps in the union of all lineages."""
+    segments = {}
+    for trial in trials.values():
+        start = 0
+        for result in trial.results:
+            segments[result["key"]] = result["global_step"] - start
+            start = result["global_step"]
+    return sum(segments.values())
+
+
+def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:
+    last = trial.last
+    metrics = {name: value for name, value in sorted(last.items()) if name.startswith(("val/", "train/"))}
+    return {
+        "trial": trial.number,
+        "status": trial.status,
+        **{name: trial.parameters.get(name) for name in search.param_space},
+        "transition_step": trial.transition_step,
+        "global_step": last.get("global_step", 0),
+        "second_stage_step": last.get("second_stage_step", 0),
+        **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "key": last.get("key"),
+    }
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

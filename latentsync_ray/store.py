@@ -1,0 +1,205 @@
+"""Content-addressed records and states of segments, on any pyarrow filesystem.
+
+    <root>/segments/<key>/record.json          metrics, lineage, timings, checksums; kept for ever
+    <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped
+    <root>/segments/<key>/executions/*.json    one small file for each time that a worker began to train it
+
+The state is written first, the record last, each atomically: a record that exists is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from latentsync_ray.config import UserError
+from latentsync_ray.segment import digest
+
+_FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+
+
+class DamagedEntryError(Exception):
+    """A stored file that its checksum does not match, or that cannot be read as what it should be."""
+
+
+class Store:
+    """Records and states by key.
+
+    Args:
+        uri: A local folder, or a URI that pyarrow knows, such as `s3://bucket/folder`.
+
+    Raises:
+        UserError: The place cannot be used.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        try:
+            if "://" in uri:
+                self._filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
+            else:
+                self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
+            self._filesystem.create_dir(f"{self.root}/segments", recursive=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"storage {uri}: must be a folder or URI that can be written: {reason}") from None
+        self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+
+    def read_record(self, key: str) -> dict[str, Any] | None:
+        """The record of a segment, or None if there is none.
+
+        Raises:
+            DamagedEntryError: The record is not what was written.
+        """
+        text = self.read_bytes(f"segments/{key}/record.json")
+        if text is None:
+            return None
+        try:
+            record = json.loads(text)
+            checksum = record.pop("checksum")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: is no whole record") from None
+        if checksum != digest(record) or record.get("key") != key:
+            raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: does not match its checksum")
+        assert isinstance(record, dict)
+        return record
+
+    def publish(self, key: str, record: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Writes a segment's state, then its record. Returns the record as stored."""
+        stored = {"format": _FORMAT, "key": key, **record, "state": self._write_state(key, state)}
+        self._write_record(key, stored)
+        return stored
+
+    def read_state(self, key: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a stored state, on the CPU.
+
+        Args:
+            key: The segment.
+            state: The entry `state` of its record.
+
+        Raises:
+            DamagedEntryError: The file is gone or is not what was written.
+        """
+        path = f"{self.root}/segments/{key}/state.safetensors"
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(path)
+            try:
+                if not self._is_local:
+                    file = Path(scratch) / "state.safetensors"
+                    pyarrow.fs.copy_files(path, str(file), source_filesystem=self._filesystem)
+                if _file_sha256(file) != state["sha256"]:
+                    raise DamagedEntryError(f"{path}: does not match its checksum")
+                tensors: dict[str, torch.Tensor] = load_file(file)
+                return tensors
+            except FileNotFoundError:
+                raise DamagedEntryError(f"{path}: is gone") from None
+            except SafetensorError as error:
+                raise DamagedEntryError(f"{path}: {error}") from None
+
+    def drop_state(self, key: str) -> None:
+        """Deletes a state; the record says so first, so that it never promises what is gone."""
+        record = self.read_record(key)
+        if record is None or record["state"]["status"] == "dropped":
+            return
+        self._write_record(key, {**record, "state": {**record["state"], "status": "dropped"}})
+        path = f"{self.root}/segments/{key}/state.safetensors"
+        if self._filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+            self._filesystem.delete_file(path)
+
+    def log_execution(self, key: str, entry: Mapping[str, Any]) -> None:
+        """Notes that a worker begins to train a segment."""
+        self.write_json(f"segments/{key}/executions/{uuid.uuid4().hex}.json", {"key": key, **entry})
+
+    def executions(self) -> list[str]:
+        """Keys of all segments that workers began to train, once for each time, sorted."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", recursive=True)
+        files = (Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file)
+        return sorted(file.parts[-3] for file in files if file.parts[-2] == "executions" and file.suffix == ".json")
+
+    def keys(self) -> list[str]:
+        """Keys of all segments with a record, sorted."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", recursive=True)
+        files = (Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file)
+        return sorted(file.parts[-2] for file in files if file.name == "record.json")
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """A whole file below the store's root, or None if there is none."""
+        try:
+            with self._filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+                content = stream.read()
+        except FileNotFoundError:
+            return None
+        assert isinstance(content, bytes)
+        return content
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file below the store's root, atomically."""
+        path = f"{self.root}/{name}"
+        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        # An object store shows an upload only when it is complete; on a disk that takes a rename.
+        target = f"{path}.{uuid.uuid4().hex}.tmp" if self._is_local else path
+        with self._filesystem.open_output_stream(target) as stream:
+            stream.write(content)
+        if target != path:
+            self._filesystem.move(target, path)
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Writes plain values as JSON, atomically."""
+        self.write_bytes(name, (json.dumps(values, allow_nan=False, indent=1) + "\n").encode())
+
+    def list_files(self, folder: str) -> list[str]:
+        """Names of the files directly in a folder below the store's root, sorted."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
+        return sorted(info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file)
+
+    def _write_record(self, key: str, record: Mapping[str, Any]) -> None:
+        self.write_json(f"segments/{key}/record.json", {**record, "checksum": digest(record)})
+
+    def _write_state(self, key: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        folder = f"{self.root}/segments/{key}"
+        self._filesystem.create_dir(folder, recursive=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            name = f"state.{uuid.uuid4().hex}.tmp"
+            file = Path(folder if self._is_local else scratch) / name
+            try:
+                save_file(dict(state), file)
+                entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
+                if self._is_local:
+                    file.replace(f"{folder}/state.safetensors")
+                else:
+                    pyarrow.fs.copy_files(
+                        str(file), f"{folder}/state.safetensors", destination_filesystem=self._filesystem
+                    )
+            finally:
+                file.unlink(missing_ok=True)
+        return entry
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of the model's tensors in a state."""
+    hasher = hashlib.sha256()
+    for name in sorted(state):
+        if name.startswith("model."):
+            tensor = state[name].contiguous()
+            hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return hasher.hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
+    hasher = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

@@ -1,0 +1,55 @@
+"""Transition policies: when to leave stage one, as a pure function of the metric history."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from latentsync_ray.config import BelowConfig, PlateauConfig, TransitionConfig
+
+
+class Observation(NamedTuple):
+    """The validation metrics at one report boundary."""
+
+    global_step: int
+    metrics: Mapping[str, float]
+
+
+def should_transition(policy: TransitionConfig, history: Sequence[Observation]) -> bool:
+    """Whether stage one ends at the last boundary of the history.
+
+    Args:
+        policy: Conditions and bounds.
+        history: All boundaries of stage one so far, oldest first.
+
+    Raises:
+        KeyError: A condition reads a metric that was not validated.
+    """
+    if not history:
+        return False
+    step = history[-1].global_step
+    if step >= policy.max_step:
+        return True
+    if step < policy.min_step:
+        return False
+    conditions = []
+    if policy.at_step is not None:
+        conditions.append(step >= policy.at_step)
+    if policy.plateau is not None:
+        conditions.append(_on_plateau(policy.plateau, history))
+    if policy.below is not None:
+        conditions.append(_below(policy.below, history[-1]))
+    return any(conditions) if policy.combine == "any" else bool(conditions) and all(conditions)
+
+
+def _on_plateau(condition: PlateauConfig, history: Sequence[Observation]) -> bool:
+    """No relative improvement of the moving average by min_delta within the last patience_steps."""
+    average = best = history[0].metrics[condition.metric]
+    best_step = history[0].global_step
+    for global_step, metrics in history[1:]:
+        average = condition.smoothing * average + (1 - condition.smoothing) * metrics[condition.metric]
+        if average < best - condition.min_delta * abs(best):
+            best, best_step = average, global_step
+    return history[-1].global_step - best_step >= condition.patience_steps
+
+
+def _below(condition: BelowConfig, last: Observation) -> bool:
+    return last.metrics[condition.metric] < condition.value

@@ -1,0 +1,189 @@
+"""The main command: `python -m latentsync_ray.tune search_spaces/transition.yaml [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import time
+import uuid
+from typing import Any
+
+# Ray reads these when it is imported: progress, results and Ctrl-C are handled here.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from latentsync_ray.cli import run_cli
+from latentsync_ray.config import Recipe, SearchConfig, UserError, load_search
+from latentsync_ray.engine import EngineSetup, start_engine
+from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.journal import Journal, JournaledScheduler
+from latentsync_ray.live import LiveView
+from latentsync_ray.report import SearchLog, write_report
+from latentsync_ray.segment import digest
+from latentsync_ray.store import Store
+from latentsync_ray.trial import Trial, TrialSetup, trial_number
+from latentsync_ray.worker import WorkerSetup, environment
+
+MAX_TRIAL_RESTARTS = 3
+"""How often a trial whose process was lost begins again; it finds what it had in the store."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line and runs the search. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.tune", description=__doc__)
+    parser.add_argument("search_space", help="a file such as search_spaces/transition.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
+    options = parser.parse_args(arguments)
+    search, recipe = load_search(options.search_space, options.overrides)
+    return run_search(search, recipe)
+
+
+def run_search(search: SearchConfig, recipe: Recipe) -> int:
+    """Runs a search, or goes on with it, and writes its results.
+
+    Returns:
+        0, or 1 if trials failed.
+
+    Raises:
+        UserError: Something is wrong with what the user gave.
+        KeyboardInterrupt: After Ctrl-C; what was trained is kept.
+    """
+    started = time.monotonic()
+    store = Store(search.storage)
+    recipe, fingerprints = ready_inputs(recipe)
+    folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
+    journal = Journal(store, f"{folder}/journal")
+    log = SearchLog(store, folder)
+    try:
+        dashboard = _start_ray(search, recipe)
+        print(f"dashboard: {dashboard}" if dashboard else "dashboard: not running", flush=True)
+        with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
+            # A cluster of several nodes needs a place for Ray's own files that all of them see.
+            ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
+            engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
+            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files))
+            extra = {"environment": environment()} if search.environment == "strict" else {}
+            setup = TrialSetup(engine_name, recipe, fingerprints, extra, search.share)
+            with LiveView(engine, log, search, recipe):
+                _tuner(search, recipe, setup, journal, log, ray_files).fit()
+            status = ray.get(engine.status.remote())
+            ray.get(engine.stop.remote())
+    finally:
+        ray.shutdown()
+        log.close()
+    num_failed = write_report(store, folder, search, recipe, log.trials, status, time.monotonic() - started)
+    print(f"results: {store.root}/{folder}", flush=True)
+    return 1 if num_failed else 0
+
+
+def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
+    """Names what decides a search's results; where they are kept and on how many workers is left out."""
+    asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
+    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials"):
+        del asked[name]
+    for name in ("data", "components"):
+        del trained[name]
+    return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+
+
+def _start_ray(search: SearchConfig, recipe: Recipe) -> str:
+    """Joins the cluster that there is, or starts one on this machine. Returns the dashboard's address."""
+    context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+    if len(ray.nodes()) == 1:
+        workers, have = search.workers, ray.cluster_resources()
+        for stage in (recipe.first_stage, recipe.second_stage):
+            need = {"CPU": stage.num_workers * workers.num_cpus, "GPU": stage.num_workers * workers.use_gpu}
+            for resource, amount in need.items():
+                if amount > have.get(resource, 0):
+                    raise UserError(
+                        f"workers: a group of {stage.num_workers} needs {amount:g} {resource}, this machine has "
+                        f"{have.get(resource, 0):g}; lower num_workers or workers.num_cpus, or join a cluster"
+                    )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str) -> EngineSetup:
+    worker = WorkerSetup(
+        engine=name,
+        storage=Store(search.storage).uri,
+        data_folder=recipe.data.folder,
+        components=recipe.components,
+        validation=recipe.validation,
+        num_frames=recipe.data.num_frames,
+        seed=recipe.seed,
+    )
+    return EngineSetup(search.workers, worker, recipe.transition.min_step, ray_files)
+
+
+def _tuner(
+    search: SearchConfig, recipe: Recipe, setup: TrialSetup, journal: Journal, log: SearchLog, ray_files: str
+) -> tune.Tuner:
+    """Ray Tune's own search over the space, with decisions journaled and progress logged."""
+    return tune.Tuner(
+        tune.with_parameters(Trial, setup=setup),
+        param_space={name: _domain(space) for name, space in search.param_space.items()},
+        tune_config=tune.TuneConfig(
+            metric=search.metric,
+            mode=search.mode,
+            num_samples=search.num_samples,
+            search_alg=BasicVariantGenerator(
+                max_concurrent=search.max_concurrent_trials, random_state=search.sampling_seed
+            ),
+            scheduler=JournaledScheduler(_trial_scheduler(search, recipe), journal),
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=ray_files,
+            callbacks=[log],
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
+            verbose=0,
+        ),
+    )
+
+
+def _trial_scheduler(search: SearchConfig, recipe: Recipe) -> TrialScheduler:
+    settings = search.trial_scheduler
+    if settings.name == "fifo":
+        return FIFOScheduler()
+    longest = recipe.second_stage.num_steps
+    if settings.time_attr == "global_step":
+        longest += recipe.transition.max_step
+    return ASHAScheduler(
+        time_attr=settings.time_attr,
+        max_t=longest,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+    )
+
+
+def _domain(space: dict[str, Any]) -> Any:
+    """Ray Tune's search domain for an entry of `param_space`."""
+    kind, values = next(iter(space.items()))
+    if kind == "grid":
+        return tune.grid_search(values)
+    if kind == "choice":
+        return tune.choice(values)
+    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}[kind](*values)
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial_number(trial.trial_id):04d}"
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,178 @@
+"""The loop of a warm Ray Train worker: orders come from the engine, results go to the store and the engine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+
+from latentsync_ray.config import ComponentsConfig, UserError, ValidationConfig, stage_from_settings
+from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.learn.stage import LatentSyncTraining, Training, TrainingSetup
+from latentsync_ray.segment import Segment
+from latentsync_ray.store import DamagedEntryError, Store, weights_sha256
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker needs besides its orders."""
+
+    engine: str
+    """Name of the engine's actor."""
+    storage: str
+    """Folder or URI of the store."""
+    data_folder: str
+    """Prepared clips."""
+    components: ComponentsConfig
+    """The frozen networks."""
+    validation: ValidationConfig
+    """The fixed validation."""
+    num_frames: int
+    """Frames of a sample."""
+    seed: int
+    """The recipe's seed."""
+    training: Callable[[TrainingSetup], Training] = LatentSyncTraining
+    """The two-stage training that takes the steps."""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Runs on every rank of a worker group until the engine has no more orders."""
+    setup, group = config["setup"], config["group"]
+    assert isinstance(setup, WorkerSetup)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    engine = ray.get_actor(setup.engine)
+    joined = ray.get(engine.join.remote(group)) if rank == 0 else None
+    number = int(ray.train.collective.broadcast_from_rank_zero(joined))
+    worker = _Worker(setup, group, rank, world_size)
+
+    while (order := ray.get(engine.next_order.remote(group, number))) is not None:
+        try:
+            record = worker.execute(order)
+        except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
+            worker.forget()
+            lost_parent = order["segment"]["parent"] if isinstance(error, DamagedEntryError) else None
+            message = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            one_line = " ".join(message.split())
+            # Other ranks may hang in a collective operation that this one has left: all of them start anew.
+            restarting = world_size > 1
+            ray.get(engine.failed.remote(group, number, one_line, restarting, lost_parent))
+            if restarting:
+                raise
+        else:
+            if rank == 0:
+                ray.get(engine.finished.remote(group, number, record))
+        number += 1
+
+
+class _Worker:
+    """One rank: the training that it keeps warm, and the key of the state in its memory."""
+
+    def __init__(self, setup: WorkerSetup, group: str, rank: int, world_size: int):
+        self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
+        self.store = Store(setup.storage)
+        self.training: Training | None = None
+        self.held: str | None = None
+        self.built: tuple[str, Any] | None = None
+
+    def forget(self) -> None:
+        """After a fault, nothing in memory is trusted."""
+        self.training = self.held = self.built = None
+
+    def execute(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Trains one segment, validates, and publishes. Returns the record (on rank 0; others an empty one)."""
+        segment = Segment(**order["segment"])
+        started = time.perf_counter()
+        if self.rank == 0:
+            self.store.log_execution(
+                segment.key, {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
+            )
+        training = self._restore(segment, order)
+        restored = time.perf_counter()
+
+        # Train.
+        steps = []
+        for global_step in range(segment.start_step, segment.end_step):
+            steps.append(training.step(global_step, global_step - segment.stage_start_step))
+        trained = time.perf_counter()
+
+        # Validate.
+        metrics = training.validate()
+        for name in steps[0]:
+            metrics[f"train/{name}"] = sum(step[name] for step in steps) / len(steps)
+        validated = time.perf_counter()
+
+        # Publish: state first, record last.
+        self.held = segment.key
+        if self.rank != 0:
+            return {}
+        state = training.state()
+        record = {
+            "segment": segment.to_dict(),
+            "metrics": metrics,
+            "steps": steps,
+            "weights_sha256": weights_sha256(state),
+            "environment": environment(),
+            "timings": {
+                "restore_seconds": restored - started,
+                "train_seconds": trained - restored,
+                "validate_seconds": validated - trained,
+            },
+        }
+        return self.store.publish(segment.key, record, state)
+
+    def _restore(self, segment: Segment, order: dict[str, Any]) -> Training:
+        """The training, at the end of the parent segment and ready for this one's stage and settings."""
+        torch.set_num_threads(int(segment.config["num_threads"]))
+        training = self.training = self.training or self._new_training()
+        if self.held == segment.parent and self.built == (segment.stage, segment.config):
+            return training
+        if order["parent_state"] is None:
+            state = None
+        elif self.held == segment.parent:
+            state = training.state()
+        else:
+            state = self.store.read_state(segment.parent, order["parent_state"])
+        self.held = None
+        training.build(segment.stage, stage_from_settings(segment.config), state, order["parent_stage"] or "")
+        self.built = (segment.stage, segment.config)
+        return training
+
+    def _new_training(self) -> Training:
+        setup = self.setup
+        # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return setup.training(
+            TrainingSetup(
+                samples=PreparedClips.open(setup.data_folder),
+                components=setup.components,
+                validation=setup.validation,
+                num_frames=setup.num_frames,
+                seed=setup.seed,
+                device=ray.train.torch.get_device(),
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+        )
+
+
+def environment() -> dict[str, str]:
+    """What the last bits of a result may depend on, besides the segment."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
