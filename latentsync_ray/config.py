@@ -1,22 +1,14 @@
-"""Typed configuration: a recipe (what is trained) and a search (what is explored), read and validated once.
+"""Typed configuration: a recipe (what is trained) and a search (what is explored), with the rules of every value.
 
-A recipe is a folder of three files: `recipe.yaml` (seed, data, components, validation, transition) and the two
-stage files `first_stage.yaml` and `second_stage.yaml`. A search space is one file that names a recipe. Both are
-loaded with OmegaConf; beyond this module there are only frozen dataclasses.
+`configfiles` reads them from YAML and checks the rules.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any, Literal
 
 
 class UserError(Exception):
@@ -27,7 +19,15 @@ class UserError(Exception):
 Complaint = tuple[str, str, str]
 
 LOSS_TERMS = ("recon", "sync", "lpips", "trepa")
-VALIDATION_METRICS = ("val/objective", "val/sync_confidence", *(f"val/{term}" for term in LOSS_TERMS))
+LOWER_IS_BETTER = ("val/objective", *(f"val/{term}" for term in LOSS_TERMS))
+VALIDATION_METRICS = (*LOWER_IS_BETTER, "val/sync_confidence")
+NEEDED_COMPONENTS = {
+    "val/sync": "syncnet",
+    "val/sync_confidence": "syncnet",
+    "val/lpips": "lpips",
+    "val/trepa": "video_encoder",
+}
+"""Metric -> the component without which it is not measured."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class SyntheticConfig:
                 yield name, "must be at least 1", "raise it"
         if not 1 <= self.num_validation_speakers < self.num_speakers:
             yield "num_validation_speakers", "must be at least 1 and below num_speakers", "change either"
+        yield from _seed_complaints(self.seed)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class DataConfig:
         """The rules that these values break."""
         if self.num_frames < 1:
             yield "num_frames", "must be at least 1", "raise it"
+        if self.synthetic is not None and self.num_frames > self.synthetic.num_frames:
+            rule = f"must not be above synthetic.num_frames ({self.synthetic.num_frames})"
+            yield "num_frames", rule, "lower it or draw longer clips"
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class ComponentsConfig:
 
     vae: str
     """AutoencoderKL or AutoencoderTiny (diffusers)."""
-    audio_encoder: str
-    """Whisper encoder (transformers), for the preparation of clips."""
+    audio_encoder: str | None = None
+    """Whisper encoder (transformers), for the preparation of synthetic clips; others are prepared before."""
     syncnet: str | None = None
     """StableSyncNet, for the sync loss."""
     lpips: str | None = None
@@ -133,6 +137,7 @@ class ValidationConfig:
             yield "num_samples", "must be at least 1", "raise it"
         if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
             yield "timesteps", "must be a list of values from 0 to 999", "name at least one, for example [500]"
+        yield from _seed_complaints(self.seed)
         if self.mixed_noise_alpha < 0 or not math.isfinite(self.mixed_noise_alpha):
             yield "mixed_noise_alpha", "must be finite and not negative", "1 is the official value"
 
@@ -152,7 +157,7 @@ class PlateauConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        yield from _metric_complaints(self.metric)
+        yield from _metric_complaints(self.metric, LOWER_IS_BETTER)
         if self.patience_steps < 1:
             yield "patience_steps", "must be at least 1", "raise it"
         if not 0 <= self.min_delta < 1:
@@ -172,7 +177,7 @@ class BelowConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        yield from _metric_complaints(self.metric)
+        yield from _metric_complaints(self.metric, LOWER_IS_BETTER)
         if not math.isfinite(self.value):
             yield "value", "must be finite", "give a number"
 
@@ -230,7 +235,7 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 yield name, "must be finite and above 0", "give a positive number"
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield "betas", "must be two values from 0 to below 1", "the usual ones are [0.9, 0.999]"
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             yield "weight_decay", "must be finite and not negative", "0 switches it off"
@@ -328,6 +333,8 @@ class Recipe:
     """Stage two, from `second_stage.yaml`."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """The fixed validation."""
+    training: str = "latentsync_ray.learn.stage:LatentSyncTraining"
+    """`module:class` of the two-stage training that takes the steps, a `learn.stage.Training`."""
     seed: int = 0
     """Initial weights, samples, timesteps and noise are pure functions of it."""
 
@@ -343,16 +350,25 @@ class Recipe:
         if plateau is not None and every >= 1 and plateau.patience_steps % every:
             remedy = f"move it to {max(every, round(plateau.patience_steps / every) * every)}"
             yield "transition.plateau.patience_steps", off_boundary, remedy
-        for term, component in (("sync", "syncnet"), ("lpips", "lpips"), ("trepa", "video_encoder")):
-            users = {
-                "first_stage.loss": self.first_stage.loss,
-                "second_stage.loss": self.second_stage.loss,
-                "validation.objective": self.validation.objective,
-            }
+        if self.data.synthetic is not None and self.components.audio_encoder is None:
+            yield "components.audio_encoder", "must be given, since data.synthetic is", "name a folder or hub id"
+        users = {
+            "first_stage.loss": self.first_stage.loss,
+            "second_stage.loss": self.second_stage.loss,
+            "validation.objective": self.validation.objective,
+        }
+        for term in LOSS_TERMS:
+            component = NEEDED_COMPONENTS.get(f"val/{term}")
             for user, weights in users.items():
-                if getattr(weights, term) > 0 and getattr(self.components, component) is None:
+                if getattr(weights, term) > 0 and component and getattr(self.components, component) is None:
                     rule = f"must be given, since {user}.{term} is above 0"
                     yield f"components.{component}", rule, f"name a folder or hub id, or set {user}.{term}=0"
+        for name in ("plateau", "below"):
+            condition = getattr(self.transition, name)
+            component = NEEDED_COMPONENTS.get(condition.metric) if condition else None
+            if component and getattr(self.components, component) is None:
+                yield f"transition.{name}.metric", f"needs components.{component}", "give it or choose another metric"
+        yield from _seed_complaints(self.seed)
 
 
 @dataclass(frozen=True)
@@ -372,8 +388,8 @@ class TrialSchedulerConfig:
         """The rules that these values break."""
         if self.grace_period < 1:
             yield "grace_period", "must be at least 1", "raise it"
-        if self.reduction_factor <= 1:
-            yield "reduction_factor", "must be above 1", "the usual values are 2 to 4"
+        if not (math.isfinite(self.reduction_factor) and self.reduction_factor > 1):
+            yield "reduction_factor", "must be finite and above 1", "the usual values are 2 to 4"
 
 
 @dataclass(frozen=True)
@@ -393,9 +409,9 @@ class WorkersConfig:
         """The rules that these values break."""
         if self.max_groups < 1:
             yield "max_groups", "must be at least 1", "raise it"
-        if self.num_cpus <= 0:
-            yield "num_cpus", "must be above 0", "raise it"
-        if self.idle_seconds < 0:
+        if not (math.isfinite(self.num_cpus) and self.num_cpus > 0):
+            yield "num_cpus", "must be finite and above 0", "give a positive number"
+        if not self.idle_seconds >= 0:
             yield "idle_seconds", "must not be negative", "raise it"
 
 
@@ -443,253 +459,12 @@ class SearchConfig:
             yield "name", "must be a plain folder name", "leave out slashes and leading dots"
 
 
-def _metric_complaints(metric: str) -> Iterator[Complaint]:
-    if metric not in VALIDATION_METRICS:
-        yield "metric", "must be a validation metric", "choose one of " + ", ".join(VALIDATION_METRICS)
+def _metric_complaints(metric: str, known: tuple[str, ...] = VALIDATION_METRICS) -> Iterator[Complaint]:
+    if metric not in known:
+        rule = "must be a validation metric" + (", the lower the better" if known == LOWER_IS_BETTER else "")
+        yield "metric", rule, "choose one of " + ", ".join(known)
 
 
-STAGE_FILES = {"first_stage": "first_stage.yaml", "second_stage": "second_stage.yaml"}
-_SPACE_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
-_Config = TypeVar("_Config", Recipe, SearchConfig)
-
-
-def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Reads a recipe folder, applies overrides by dotted name, and validates the whole.
-
-    Args:
-        folder: Holds `recipe.yaml`, `first_stage.yaml` and `second_stage.yaml`.
-        overrides: For example `{"transition.at_step": 160}`.
-
-    Raises:
-        UserError: A file is missing or unreadable, or a value breaks a rule.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such recipe folder; name one that holds recipe.yaml and the stage files")
-    origins = {"": folder / "recipe.yaml"} | {stage: folder / name for stage, name in STAGE_FILES.items()}
-    top = _read_yaml(origins[""])
-    for stage in STAGE_FILES:
-        if stage in top:
-            raise UserError(f"{origins['']}: {stage}: belongs into its own file; move it to {origins[stage]}")
-        top[stage] = _read_yaml(origins[stage])
-    node = _merged(Recipe, top, origins)
-    _resolve_paths(node, folder)
-    return with_overrides(_checked(Recipe, node, origins), overrides or {})
-
-
-def with_overrides(recipe: Recipe, overrides: Mapping[str, Any], origin: str = "override") -> Recipe:
-    """The recipe with some values replaced by dotted name, validated again.
-
-    Args:
-        recipe: The recipe to start from.
-        overrides: Dotted names and values.
-        origin: What to call the place where the overrides come from in an error.
-
-    Raises:
-        UserError: A name does not exist, or a value breaks a rule.
-    """
-    origins = {"": Path(origin)}
-    node: DictConfig = OmegaConf.structured(recipe)
-    for key, value in overrides.items():
-        node = _merged_into(node, _nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
-    _resolve_paths(node, Path.cwd())
-    return _checked(Recipe, node, origins)
-
-
-def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
-
-    Raises:
-        UserError: A file is missing, an argument is no `key=value`, or a value breaks a rule.
-    """
-    file = Path(file)
-    values = {"name": file.stem} | _read_yaml(file)
-    if isinstance(values.get("recipe"), str):
-        values["recipe"] = str((file.parent / values["recipe"]).resolve())
-    return _search(values, file, arguments)
-
-
-def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """The search whose only trial is the recipe itself: a plain two-stage training."""
-    folder = Path(recipe_folder).resolve()
-    values = {
-        "recipe": str(folder),
-        "name": f"train-{folder.name}",
-        "trial_scheduler": {"name": "fifo"},
-        "workers": {"max_groups": 1},
-    }
-    return _search(values, folder, arguments)
-
-
-def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
-    search_keys = {f.name for f in dataclasses.fields(SearchConfig)}
-    own: dict[str, Any] = {}
-    recipe_overrides: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"argument {argument!r}: must be key=value; for example second_stage.optimizer.lr=1e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"argument {argument!r}: the value must be YAML: {_one_line(error)}") from None
-        (own if key.split(".")[0] in search_keys else recipe_overrides)[key] = _as_number(value)
-    node = _merged(SearchConfig, values, {"": file})
-    for key, value in own.items():
-        node = _merged_into(node, _nested(key, value), {"": Path(f"argument {key}")}, named=True)
-    search = _checked(SearchConfig, node, {"": file})
-    recipe = load_recipe(search.recipe)
-    recipe = with_overrides(recipe, search.overrides, f"{file}: overrides")
-    recipe = with_overrides(recipe, recipe_overrides, "argument")
-    _check_space(search, recipe, file)
-    return search, recipe
-
-
-def _check_space(search: SearchConfig, recipe: Recipe, file: Path) -> None:
-    """Every value that the space can name alone must give a valid recipe."""
-    for key, space in search.param_space.items():
-        where = f"{file}: param_space.{key}"
-        kind = next(iter(space)) if isinstance(space, dict) and len(space) == 1 else None
-        if kind not in _SPACE_KINDS:
-            kinds = ", ".join(_SPACE_KINDS)
-            raise UserError(f"{where}: must be one of {kinds} with its values, got {space!r}; e.g. {{grid: [1, 2]}}")
-        values = space[kind]
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{where}: {kind} must be a list of values, got {values!r}; e.g. {{{kind}: [1, 2]}}")
-        if kind in ("uniform", "loguniform", "randint"):
-            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-            if len(values) != 2 or not numbers or values[0] >= values[1]:
-                raise UserError(f"{where}: {kind} must be [low, high] with low < high, got {values!r}")
-            if kind == "loguniform" and values[0] <= 0:
-                raise UserError(f"{where}: loguniform needs low above 0, got {values!r}; raise it")
-            if kind == "randint" and not all(isinstance(v, int) for v in values):
-                raise UserError(f"{where}: randint must be two whole numbers, got {values!r}")
-            values = [values[0], values[1] - 1 if kind == "randint" else values[1]]
-        if key.split(".")[0] in ("data", "components", "validation"):
-            raise UserError(f"{where}: must stay the same for all trials, else they cannot be compared; remove it")
-        for value in values:
-            with_overrides(recipe, {key: value}, f"{file}: param_space")
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        node = OmegaConf.load(file)
-        values = OmegaConf.to_container(node, resolve=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; create it or name another") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({_one_line(error)}); name a YAML file") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file}: must be valid YAML: {_one_line(error)}; mend it there") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{file}: must be a mapping of names to values, got {type(values).__name__}")
-    return {str(key): _as_number(value) for key, value in values.items()}
-
-
-def _as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; numbers written so are meant as numbers."""
-    if isinstance(value, dict):
-        return {key: _as_number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_number(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
-
-
-def _merged(schema: type[_Config], values: dict[str, Any], origins: dict[str, Path]) -> DictConfig:
-    return _merged_into(OmegaConf.structured(schema), values, origins)
-
-
-def _merged_into(
-    node: DictConfig, values: dict[str, Any], origins: dict[str, Path], named: bool = False
-) -> DictConfig:
-    try:
-        merged = OmegaConf.merge(node, values)
-        OmegaConf.to_object(merged) if not named else None
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or "")
-        file, inner = _origin(key, origins)
-        where = str(file) if named or not inner else f"{file}: {inner}"
-        raise UserError(f"{where}: {_one_line(error)}; see latentsync_ray/config.py for the fields") from None
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def _checked(schema: type[_Config], node: DictConfig, origins: dict[str, Path]) -> _Config:
-    try:
-        config = OmegaConf.to_object(node)
-    except OmegaConfBaseException as error:
-        file, inner = _origin(str(getattr(error, "full_key", None) or ""), origins)
-        raise UserError(f"{file}: {inner}: {_one_line(error)}") from None
-    assert isinstance(config, schema)
-    for key, rule, remedy in _all_complaints(config):
-        file, inner = _origin(key, origins)
-        value = OmegaConf.select(node, key)
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        raise UserError(f"{file}: {inner}: {rule}, got {value!r}; {remedy}")
-    return config
-
-
-def _all_complaints(config: Any, prefix: str = "") -> Iterator[Complaint]:
-    for f in dataclasses.fields(config):
-        if dataclasses.is_dataclass(getattr(config, f.name)):
-            yield from _all_complaints(getattr(config, f.name), f"{prefix}{f.name}.")
-    if hasattr(config, "complaints"):
-        for name, rule, remedy in config.complaints():
-            yield prefix + name, rule, remedy
-
-
-def _origin(key: str, origins: dict[str, Path]) -> tuple[Path, str]:
-    """The file that a dotted name comes from, and its name within that file."""
-    head, _, rest = key.partition(".")
-    return (origins[head], rest) if head in origins and rest else (origins[""], key)
-
-
-def _resolve_paths(node: DictConfig, base: Path) -> None:
-    """Makes the folders that a recipe names absolute; hub ids stay as they are."""
-    OmegaConf.set_readonly(node, False)
-    for key in ("data.folder", *(f"components.{f.name}" for f in dataclasses.fields(ComponentsConfig))):
-        value = OmegaConf.select(node, key)
-        if isinstance(value, str) and (value.startswith((".", "/", "~")) or key == "data.folder"):
-            parent = OmegaConf.select(node, key.rpartition(".")[0])
-            OmegaConf.set_readonly(parent, False)
-            OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return " ".join(useful) or type(error).__name__
-
-
-def stage_from_settings(settings: Mapping[str, Any]) -> StageConfig:
-    """The stage configuration that a segment's plain settings stand for."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StageConfig), dict(settings)))
-    assert isinstance(config, StageConfig)
-    return config
-
-
-def recipe_files(recipe: Recipe) -> dict[str, str]:
-    """File name -> YAML text of a recipe folder from which the same training starts again."""
-    values = dataclasses.asdict(recipe)
-    stages = {file: values.pop(stage) for stage, file in STAGE_FILES.items()}
-    contents = {"recipe.yaml": values, **stages}
-    return {file: yaml.safe_dump(_plain(content), sort_keys=False) for file, content in contents.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _seed_complaints(seed: int) -> Iterator[Complaint]:
+    if seed < 0:
+        yield "seed", "must not be negative", "0 will do"

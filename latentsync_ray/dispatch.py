@@ -104,10 +104,15 @@ class Dispatcher:
 
     def give(self, segment: Segment, trial: str) -> list[str]:
         """A trial is given a finished segment. Returns keys whose states nobody needs any more."""
-        previous = self.positions.get(trial)
+        self._settle(trial)
+        passed = {self.positions.get(trial, segment.parent)}
+        parent = segment.parent
+        while parent in self.done:  # ancestors that had to be trained again are no longer needed either
+            passed.add(parent)
+            parent = self.done[parent].parent
         self.positions[trial] = segment.key
         self.thinking.setdefault(segment.key, set()).add(trial)
-        return [key for key in {previous, segment.parent} if key and self._unneeded(key)]
+        return sorted(key for key in passed if self._unneeded(key))
 
     def leave(self, trial: str) -> None:
         """A trial has ended; what only it waits for and nobody has begun is dropped."""
@@ -143,7 +148,8 @@ class Dispatcher:
         group = self.groups[name]
         assert group.order is None
         # A free group takes what follows the state that it holds by itself, so the others leave it alone.
-        theirs = {g.held for g in self.groups.values() if g.name != name and g.order is None}
+        alike = [g for g in self.groups.values() if g.num_workers == group.num_workers and g.order is None]
+        theirs = {g.held for g in alike} - {group.held}
         orders = [o for o in self.ready(group.num_workers) if o.segment.parent not in theirs]
         if not orders:
             return None
@@ -179,9 +185,9 @@ class Dispatcher:
         order = self.orders[key]
         order.group = None
         order.errors.append(error)
-        if len(order.errors) < MAX_FAILURES and order.waiters:
-            return None
-        return self.orders.pop(key)
+        if not order.waiters:
+            del self.orders[key]
+        return self.orders.pop(key, None) if len(order.errors) >= MAX_FAILURES else None
 
     def state_lost(self, name: str, parent: str) -> None:
         """The stored state that the group was to start from is damaged or gone: it will be trained again."""
@@ -190,8 +196,11 @@ class Dispatcher:
         order = self.orders[group.order]
         order.group, group.order, group.held = None, None, None
         self.kept.discard(parent)
-        for trial in list(order.waiters):
-            self.ask(order.segment, trial)
+        if not order.waiters:
+            del self.orders[order.segment.key]
+        for other in list(self.orders.values()):
+            for trial in list(other.waiters):
+                self.ask(other.segment, trial)
 
     def add_group(self, name: str, num_workers: int) -> Group:
         """A group is being started."""
@@ -219,14 +228,12 @@ class Dispatcher:
         return wanted
 
     def group_to_stop(self) -> str | None:
-        """A free group that stands in the way of work for which it has the wrong size."""
-        if len(self.groups) < self.max_groups:
+        """A free group without work of its size, where another size is wanted and there is no room for it."""
+        wanted = {order.segment.num_workers for order in self.ready()}
+        if len(self.groups) < self.max_groups or wanted <= {group.num_workers for group in self.groups.values()}:
             return None
-        sizes = {group.num_workers for group in self.groups.values()}
-        if all(order.segment.num_workers in sizes for order in self.ready()):
-            return None
-        free = [group.name for group in self.groups.values() if group.order is None]
-        return free[0] if free else None
+        idle = (g.name for g in self.groups.values() if g.order is None and g.num_workers not in wanted)
+        return next(idle, None)
 
     def _unneeded(self, key: str) -> bool:
         segment = self.done.get(key)

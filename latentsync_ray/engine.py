@@ -20,14 +20,15 @@ from ray.train.torch import TorchTrainer
 
 from latentsync_ray.config import WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
+from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, Store
-from latentsync_ray.worker import WorkerSetup, train_loop
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 2
 """After so many groups in a row that end before their workers report, those who wait are told."""
+_PREFETCH = "prefetch"
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
 
@@ -80,6 +81,7 @@ class Engine:
         self._trained: list[dict[str, Any]] = []
         self._notices: list[str] = []
         self._worker_seconds = 0.0
+        self._closed = False
         self._housekeeping: asyncio.Task[None] | None = None
 
     # For trials
@@ -116,6 +118,12 @@ class Engine:
         await self._poke()
         self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
         return {"key": key, "metrics": record["metrics"], "cached": cached}
+
+    async def prefetch(self, root: str, values: dict[str, Any]) -> None:
+        """Trains a segment that trials are going to ask for, so that workers start while trials do."""
+        await self.run(_PREFETCH, root, values)
+        await self.leave(_PREFETCH)
+        self._dispatcher.positions.pop(_PREFETCH, None)
 
     async def leave(self, trial: str) -> None:
         """A trial has ended."""
@@ -157,7 +165,7 @@ class Engine:
         await self._poke()
         return run.number
 
-    async def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    async def next_order(self, group: str, number: int) -> WorkerOrder | None:
         """Order `number` of a group, once there is one; None when the group is to end."""
         run = self._runs[group]
         async with self._changed:
@@ -168,7 +176,7 @@ class Engine:
         return {
             "segment": run.order.segment.to_dict(),
             "parent_state": parent and parent["state"],
-            "parent_stage": parent and parent["segment"]["stage"],
+            "parent_stage": parent["segment"]["stage"] if parent else "",
         }
 
     async def finished(self, group: str, number: int, record: dict[str, Any]) -> None:
@@ -237,6 +245,7 @@ class Engine:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             self._housekeeping = None
+        self._closed = True
         for run in self._runs.values():
             run.stopping = True
         async with self._changed:
@@ -255,7 +264,7 @@ class Engine:
                 lingering = lingering or run.order is None
             if run.order is not None:
                 run.last_busy = now
-        for num_workers in self._dispatcher.groups_to_start():
+        for num_workers in [] if self._closed else self._dispatcher.groups_to_start():
             self._start(num_workers)
         in_the_way = self._dispatcher.group_to_stop()
         if in_the_way is not None:
@@ -291,7 +300,7 @@ class Engine:
             workers = self._setup.workers
             resources = {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
             TorchTrainer(
-                train_loop,
+                _train_loop,
                 train_loop_config={"setup": self._setup.worker, "group": run.name},
                 scaling_config=ScalingConfig(
                     num_workers=run.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
@@ -374,6 +383,13 @@ class Engine:
     def _notice(self, line: str) -> None:
         logger.warning(line)
         self._notices.append(line)
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    # Imported where it runs: the engine and Ray Train's controller start sooner without the networks' libraries.
+    from latentsync_ray.worker import train_loop
+
+    train_loop(config)
 
 
 def start_engine(name: str, setup: EngineSetup) -> Any:

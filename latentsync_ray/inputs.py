@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pkgutil
 from pathlib import Path
 
-import torch
-
-from latentsync_ray.config import STAGE_FILES, Recipe, StageConfig, UserError
+from latentsync_ray.config import Recipe, UserError
+from latentsync_ray.configfiles import STAGE_FILES
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.synthetic import synthetic_clips
-from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable
+from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
+from latentsync_ray.learn.stage import Training
 from latentsync_ray.preprocess import prepare
 from latentsync_ray.segment import digest
 
@@ -27,23 +28,28 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     """
     components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
     fingerprints = {name: _fingerprint(f"components.{name}", source) for name, source in components.items()}
-    for stage in STAGE_FILES:
-        _check_model(stage, getattr(recipe, stage))
+    _check_stages(recipe)
 
     if recipe.data.synthetic is not None:
         recipe = _with_synthetic_clips(recipe, fingerprints)
     clips = PreparedClips.open(recipe.data.folder)
+    if weights_sha256(load_autoencoder(recipe.components.vae)) != clips.index.vae_sha256:
+        raise UserError(
+            f"components.vae: must be the autoencoder that {recipe.data.folder} was prepared with, got "
+            f"{recipe.components.vae}; name that one, or prepare the clips again"
+        )
     clips.train_sample(recipe.seed, 0, 0, recipe.data.num_frames)
     clips.validation_samples(recipe.validation.num_samples, recipe.data.num_frames, recipe.validation.seed)
     # The audio encoder is not used in training: what it gave is in the prepared clips.
-    del fingerprints["audio_encoder"]
+    fingerprints.pop("audio_encoder", None)
     return recipe, fingerprints | {"data": clips.fingerprint}
 
 
 def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recipe:
     """Draws and prepares the clips into a folder named by their settings, unless it is there."""
     settings = recipe.data.synthetic
-    assert settings is not None
+    audio_encoder = recipe.components.audio_encoder
+    assert settings is not None and audio_encoder is not None
     made_from = [dataclasses.asdict(settings), fingerprints["vae"], fingerprints["audio_encoder"]]
     folder = Path(recipe.data.folder) / digest(made_from)[:12]
     if not folder.exists():
@@ -58,7 +64,7 @@ def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recip
             ),
             folder,
             vae=recipe.components.vae,
-            audio_encoder=recipe.components.audio_encoder,
+            audio_encoder=audio_encoder,
             resolution=settings.resolution,
             validation=[f"speaker{number}/*" for number in held_out],
         )
@@ -83,11 +89,14 @@ def _fingerprint(name: str, source: str) -> str:
     return hasher.hexdigest()
 
 
-def _check_model(stage: str, config: StageConfig) -> None:
-    """Builds a stage's UNet without memory, so that a wrong setting is found before anything is started."""
+def _check_stages(recipe: Recipe) -> None:
+    """Has the training look at both stages, so that a wrong setting is found before anything is started."""
     try:
-        with torch.device("meta"):
-            unet = UNet3DConditionModel(**config.model)
-        select_trainable(unet, config.trainable_modules)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{stage}: must describe a UNet that can be built: {error}; see learn/unet.py") from None
+        training: type[Training] = pkgutil.resolve_name(recipe.training)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"training: must be module:class, got {recipe.training}: {error}; correct it") from None
+    for stage in STAGE_FILES:
+        try:
+            training.check(getattr(recipe, stage))
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{stage}: must be a stage that can be built: {error}; correct its file") from None

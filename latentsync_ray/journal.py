@@ -15,6 +15,8 @@ from latentsync_ray.config import UserError
 from latentsync_ray.store import Store
 from latentsync_ray.trial import trial_identity
 
+_DECISIONS = {TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP, TrialScheduler.NOOP}
+
 
 class Journal:
     """Decisions by trial and global_step, one small file each.
@@ -35,7 +37,9 @@ class Journal:
                 continue  # a half-written file that a kill has left
             try:
                 entry = json.loads(store.read_bytes(f"{folder}/{name}") or b"")
-                self._decisions[str(entry["trial"]), int(entry["global_step"])] = str(entry["decision"])
+                if entry["decision"] not in _DECISIONS:
+                    raise ValueError(entry["decision"])
+                self._decisions[str(entry["trial"]), int(entry["global_step"])] = entry["decision"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{store.root}/{folder}/{name}: must be a journal entry; delete it") from None
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsync_ray.config import Recipe, SearchConfig
-from latentsync_ray.report import SearchLog, TrialLog
+from latentsync_ray.report import SearchLog
+from latentsync_ray.triallog import TrialLog
 
 _POLL_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 15.0

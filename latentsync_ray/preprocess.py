@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -28,7 +29,6 @@ from latentsync_ray.data.clips import (
     ClipRecord,
     Index,
     PreparedClips,
-    canonical_sha256,
     file_sha256,
     save_clip,
 )
@@ -52,6 +52,7 @@ from latentsync_ray.learn.autoencoder import (
     load_autoencoder,
     weights_sha256,
 )
+from latentsync_ray.segment import digest
 
 # A clip with fewer frames gives no window to train on.
 MIN_FRAMES = 8
@@ -103,7 +104,7 @@ class AudioEncoder:
             encoder_alone = WhisperConfig.from_pretrained(source).architectures == ["WhisperEncoder"]
             network_class = WhisperEncoder if encoder_alone else WhisperModel
             network, loading = network_class.from_pretrained(source, output_loading_info=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"audio encoder {source}: cannot be loaded ({reason}); give a folder or hub id of a Whisper model"
@@ -201,7 +202,7 @@ def prepare(
         clips=[],
     )
     contents = [[clip.name, _content_sha256(clip)] for clip in clips]
-    index = replace(index, source=canonical_sha256([asdict(index), list(validation), contents]))
+    index = replace(index, source=digest([asdict(index), list(validation), contents]))
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if _is_prepared(out, index.source):
         console.print(f"{out} was prepared from these clips with these settings already: nothing to do")
@@ -255,7 +256,7 @@ def _content_sha256(clip: Clip | ClipFile) -> str:
     """Names what a clip is made from; files are not decoded for it."""
     if isinstance(clip, ClipFile):
         files = [clip.path, clip.path.with_suffix(".wav")]
-        return canonical_sha256([file_sha256(file) if file.is_file() else None for file in files])
+        return digest([file_sha256(file) if file.is_file() else None for file in files])
     return hashlib.sha256(repr(clip.frames.shape).encode() + clip.frames.tobytes() + clip.wave.tobytes()).hexdigest()
 
 

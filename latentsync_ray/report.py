@@ -6,47 +6,18 @@ import csv
 import io
 import math
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from torch.utils.tensorboard import SummaryWriter
 
-from latentsync_ray.config import Recipe, SearchConfig, recipe_files, with_overrides
-from latentsync_ray.segment import SECOND_STAGE
+from latentsync_ray.config import Recipe, SearchConfig
+from latentsync_ray.configfiles import recipe_files, with_overrides
+from latentsync_ray.picture import report_html
 from latentsync_ray.store import Store
 from latentsync_ray.trial import trial_number
-
-
-@dataclass
-class TrialLog:
-    """What is known of one trial."""
-
-    number: int
-    parameters: dict[str, Any]
-    results: list[dict[str, Any]] = field(default_factory=list)
-    """What it reported at each boundary, oldest first."""
-    status: str = "running"
-    """running, finished (ran to its end), stopped (by the scheduler) or failed."""
-    error: str = ""
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """Its newest result; empty before the first."""
-        return self.results[-1] if self.results else {}
-
-    @property
-    def transition_step(self) -> int | None:
-        """global_step at which it left stage one, if it has."""
-        last = self.last
-        return last["global_step"] - last["second_stage_step"] if last.get("stage") == SECOND_STAGE else None
-
-    @property
-    def num_steps_shared(self) -> int:
-        """Steps that it did not have to wait for as the only one: found, or trained for another trial too."""
-        steps = [0, *(result["global_step"] for result in self.results)]
-        return sum(b - a for a, b, result in zip(steps, steps[1:], self.results, strict=False) if result["cached"])
+from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps
 
 
 class SearchLog(tune.Callback):  # type: ignore[misc]
@@ -70,13 +41,17 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial has reached a boundary."""
         log = self.trials[trial_number(trial.trial_id)]
+        if "error" in result:
+            log.status, log.error = "failed", result["error"]
+            return
         log.results.append(result)
         self._write_scalars(log.number, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
         log = self.trials[trial_number(trial.trial_id)]
-        log.status = "finished" if log.last.get("done") else "stopped"
+        if log.status != "failed":
+            log.status = "finished" if log.last.get("at_end") else "stopped"
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
@@ -115,7 +90,7 @@ def write_report(
     status: dict[str, Any],
     wall_seconds: float,
 ) -> int:
-    """Writes `summary.json`, `trials.csv` and the best trial's recipe. Returns the number of failed trials.
+    """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe. Returns the number of failed trials.
 
     Args:
         store: Where to.
@@ -138,7 +113,7 @@ def write_report(
         print(f"trial {trial.number} failed: {trial.error}")
 
     without_sharing = sum(trial.last.get("global_step", 0) for trial in trials.values())
-    distinct = _num_distinct_steps(trials)
+    distinct = num_distinct_steps(trials)
     summary = {
         "best": best and _row(search, best),
         "trials": len(trials),
@@ -156,35 +131,18 @@ def write_report(
         "notices": status["notices"],
     }
     store.write_json(f"{folder}/summary.json", summary)
+    store.write_bytes(f"{folder}/report.html", report_html(search, trials, summary).encode())
     if best is not None:
+        parameters = "".join(f", {name} {_text(value)}" for name, value in best.parameters.items())
         print(
-            f"best: trial {best.number}, {search.metric} {best.last[search.metric]:.4g}, transition at step "
-            f"{best.transition_step}, " + ", ".join(f"{name} {value:.4g}" for name, value in best.parameters.items())
+            f"best: trial {best.number}, {search.metric} {best.last[search.metric]:.4g}, "
+            f"transition at step {best.transition_step}{parameters}"
         )
     print(
         f"steps: {summary['steps_trained']} trained now, {distinct} distinct, {without_sharing} without sharing "
         f"(factor {summary['sharing_factor']:.2f})"
     )
     return len(failed)
-
-
-def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:
-    """The best last result among the trials that ran to their end; among all, if none did."""
-    candidates = [trial for trial in trials.values() if trial.status == "finished"]
-    candidates = candidates or [trial for trial in trials.values() if trial.results]
-    sign = 1 if search.mode == "min" else -1
-    return min(candidates, key=lambda trial: (sign * trial.last[search.metric], trial.number), default=None)
-
-
-def _num_distinct_steps(trials: dict[int, TrialLog]) -> int:
-    """Steps in the union of all lineages."""
-    segments = {}
-    for trial in trials.values():
-        start = 0
-        for result in trial.results:
-            segments[result["key"]] = result["global_step"] - start
-            start = result["global_step"]
-    return sum(segments.values())
 
 
 def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:
@@ -200,6 +158,10 @@ def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:
         **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "key": last.get("key"),
     }
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -88,6 +88,7 @@ def root_key(recipe: Recipe, fingerprints: Mapping[str, str], extra: Mapping[str
         {
             "numerics": NUMERICS,
             "seed": recipe.seed,
+            "training": recipe.training,
             "num_frames": recipe.data.num_frames,
             "fingerprints": dict(fingerprints),
             "validation": validation,

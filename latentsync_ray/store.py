@@ -34,7 +34,7 @@ class DamagedEntryError(Exception):
 
 
 class Store:
-    """Records and states by key.
+    """Records and states by key; its folders appear when something is written.
 
     Args:
         uri: A local folder, or a URI that pyarrow knows, such as `s3://bucket/folder`.
@@ -44,17 +44,19 @@ class Store:
     """
 
     def __init__(self, uri: str):
-        self.uri = uri
+        self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             if "://" in uri:
                 self._filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
             else:
-                self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-            self._filesystem.create_dir(f"{self.root}/segments", recursive=True)
+                self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), self.uri
+            self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+            self._check_place()
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"storage {uri}: must be a folder or URI that can be written: {reason}") from None
-        self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(
+                f"storage {uri}: must be a folder or URI that can be written ({reason}); name another"
+            ) from None
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a segment, or None if there is none.
@@ -68,9 +70,10 @@ class Store:
         try:
             record = json.loads(text)
             checksum = record.pop("checksum")
+            intact = checksum == digest(record) and record["key"] == key and record["format"] == _FORMAT
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: is no whole record") from None
-        if checksum != digest(record) or record.get("key") != key:
+        if not intact:
             raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: does not match its checksum")
         assert isinstance(record, dict)
         return record
@@ -123,15 +126,12 @@ class Store:
 
     def executions(self) -> list[str]:
         """Keys of all segments that workers began to train, once for each time, sorted."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", recursive=True)
-        files = (Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file)
+        files = self._segment_files()
         return sorted(file.parts[-3] for file in files if file.parts[-2] == "executions" and file.suffix == ".json")
 
     def keys(self) -> list[str]:
         """Keys of all segments with a record, sorted."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", recursive=True)
-        files = (Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file)
-        return sorted(file.parts[-2] for file in files if file.name == "record.json")
+        return sorted(file.parts[-2] for file in self._segment_files() if file.name == "record.json")
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file below the store's root, or None if there is none."""
@@ -162,6 +162,24 @@ class Store:
         """Names of the files directly in a folder below the store's root, sorted."""
         selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
         return sorted(info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file)
+
+    def _check_place(self) -> None:
+        """Fails unless the root is a folder that can be written, or could be made; leaves no trace.
+
+        Raises:
+            OSError, ValueError: With the reason.
+        """
+        if not self.root:
+            raise ValueError("it names no folder")
+        if self._filesystem.get_file_info(self.root).type == pyarrow.fs.FileType.File:
+            raise NotADirectoryError("it is a file")
+        if self._is_local:
+            existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
+            tempfile.TemporaryFile(dir=existing).close()
+
+    def _segment_files(self) -> list[Path]:
+        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", allow_not_found=True, recursive=True)
+        return [Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file]
 
     def _write_record(self, key: str, record: Mapping[str, Any]) -> None:
         self.write_json(f"segments/{key}/record.json", {**record, "checksum": digest(record)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import search_of_one
+from latentsync_ray.configfiles import search_of_one
 from latentsync_ray.tune import run_search
 
 

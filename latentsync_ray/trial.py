@@ -10,7 +10,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from latentsync_ray.config import LossConfig, Recipe, with_overrides
+from latentsync_ray.config import LossConfig, Recipe
+from latentsync_ray.configfiles import with_overrides
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
 from latentsync_ray.transition import Observation, should_transition
 
@@ -59,25 +60,20 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         assert segment is not None, "a trial that is done was asked to go on"
 
         answer = ray.get(self.engine.run.remote(self.trial_id, self.root, segment.to_dict()))
+        second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
+        place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         if "error" in answer:
-            raise RuntimeError(answer["error"])
+            # An exception would have Ray Tune begin the trial again, to meet the same error.
+            return {**place, "error": answer["error"], "done": True}
 
         metrics = {**answer["metrics"]}
         metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
         self.last = segment
         if segment.stage == FIRST_STAGE:
             self.history.append(Observation(segment.end_step, metrics))
-        second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         done = second_stage_step >= self.recipe.second_stage.num_steps
-        return {
-            **metrics,
-            "global_step": segment.end_step,
-            "stage": segment.stage,
-            "second_stage_step": second_stage_step,
-            "cached": answer["cached"],
-            "key": answer["key"],
-            "done": done,
-        }
+        # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
+        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], "at_end": done, "done": done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights."""

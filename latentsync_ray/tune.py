@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 # Ray reads these when it is imported: progress, results and Ctrl-C are handled here.
@@ -17,7 +19,9 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial reports none
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 
 import ray
 from ray import tune
@@ -25,16 +29,18 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import Recipe, SearchConfig, UserError, load_search
+from latentsync_ray.config import Recipe, SearchConfig, UserError
+from latentsync_ray.configfiles import load_search
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.journal import Journal, JournaledScheduler
 from latentsync_ray.live import LiveView
+from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.report import SearchLog, write_report
-from latentsync_ray.segment import digest
+from latentsync_ray.segment import digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
-from latentsync_ray.worker import WorkerSetup, environment
+from latentsync_ray.worker import environment
 
 MAX_TRIAL_RESTARTS = 3
 """How often a trial whose process was lost begins again; it finds what it had in the store."""
@@ -66,9 +72,9 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
     journal = Journal(store, f"{folder}/journal")
     log = SearchLog(store, folder)
-    try:
-        dashboard = _start_ray(search, recipe)
-        print(f"dashboard: {dashboard}" if dashboard else "dashboard: not running", flush=True)
+    with cluster() as dashboard:
+        _check_resources(search, recipe)
+        print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
             ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
@@ -76,13 +82,15 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files))
             extra = {"environment": environment()} if search.environment == "strict" else {}
             setup = TrialSetup(engine_name, recipe, fingerprints, extra, search.share)
-            with LiveView(engine, log, search, recipe):
-                _tuner(search, recipe, setup, journal, log, ray_files).fit()
-            status = ray.get(engine.status.remote())
-            ray.get(engine.stop.remote())
-    finally:
-        ray.shutdown()
-        log.close()
+            _prefetch(engine, search, setup)
+            try:
+                with LiveView(engine, log, search, recipe):
+                    _tuner(search, recipe, setup, journal, log, ray_files).fit()
+                status = ray.get(engine.status.remote())
+                ray.get(engine.stop.remote())
+            finally:
+                ray.kill(engine)  # whatever it has started goes with it
+                log.close()
     num_failed = write_report(store, folder, search, recipe, log.trials, status, time.monotonic() - started)
     print(f"results: {store.root}/{folder}", flush=True)
     return 1 if num_failed else 0
@@ -98,20 +106,33 @@ def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]
     return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
 
 
-def _start_ray(search: SearchConfig, recipe: Recipe) -> str:
-    """Joins the cluster that there is, or starts one on this machine. Returns the dashboard's address."""
-    context = ray.init(include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
-    if len(ray.nodes()) == 1:
-        workers, have = search.workers, ray.cluster_resources()
-        for stage in (recipe.first_stage, recipe.second_stage):
-            need = {"CPU": stage.num_workers * workers.num_cpus, "GPU": stage.num_workers * workers.use_gpu}
-            for resource, amount in need.items():
-                if amount > have.get(resource, 0):
-                    raise UserError(
-                        f"workers: a group of {stage.num_workers} needs {amount:g} {resource}, this machine has "
-                        f"{have.get(resource, 0):g}; lower num_workers or workers.num_cpus, or join a cluster"
-                    )
-    return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """Joins the cluster that there is, or starts one on this machine. Gives the dashboard's address."""
+    connected_before = ray.is_initialized()
+    context = ray.init(
+        include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+    )
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
+    finally:
+        if not connected_before:
+            ray.shutdown()
+
+
+def _check_resources(search: SearchConfig, recipe: Recipe) -> None:
+    """On one machine, a group that can never be placed is refused; a cluster of several may still grow."""
+    if len(ray.nodes()) > 1:
+        return
+    workers, have = search.workers, ray.cluster_resources()
+    for stage in (recipe.first_stage, recipe.second_stage):
+        need = {"CPU": stage.num_workers * workers.num_cpus, "GPU": stage.num_workers * workers.use_gpu}
+        for resource, amount in need.items():
+            if amount > have.get(resource, 0):
+                raise UserError(
+                    f"workers: a group of {stage.num_workers} needs {amount:g} {resource}, this machine has "
+                    f"{have.get(resource, 0):g}; lower num_workers or workers.num_cpus, or join a cluster"
+                )
 
 
 def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str) -> EngineSetup:
@@ -123,8 +144,18 @@ def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: st
         validation=recipe.validation,
         num_frames=recipe.data.num_frames,
         seed=recipe.seed,
+        training=recipe.training,
     )
     return EngineSetup(search.workers, worker, recipe.transition.min_step, ray_files)
+
+
+def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
+    """Has the first segment trained while the trials start, where it is the same for all of them."""
+    if search.share and not any(name.startswith(("seed", "first_stage")) for name in search.param_space):
+        root = root_key(setup.recipe, setup.fingerprints, setup.extra)
+        first = next_segment(setup.recipe, root, None, False)
+        assert first is not None
+        engine.prefetch.remote(root, first.to_dict())
 
 
 def _tuner(
@@ -133,7 +164,7 @@ def _tuner(
     """Ray Tune's own search over the space, with decisions journaled and progress logged."""
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
-        param_space={name: _domain(space) for name, space in search.param_space.items()},
+        param_space={name: domain(space) for name, space in search.param_space.items()},
         tune_config=tune.TuneConfig(
             metric=search.metric,
             mode=search.mode,
@@ -171,7 +202,7 @@ def _trial_scheduler(search: SearchConfig, recipe: Recipe) -> TrialScheduler:
     )
 
 
-def _domain(space: dict[str, Any]) -> Any:
+def domain(space: dict[str, Any]) -> Any:
     """Ray Tune's search domain for an entry of `param_space`."""
     kind, values = next(iter(space.items()))
     if kind == "grid":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import pkgutil
 import platform
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,33 +16,13 @@ import ray.train.collective
 import ray.train.torch
 import torch
 
-from latentsync_ray.config import ComponentsConfig, UserError, ValidationConfig, stage_from_settings
+from latentsync_ray.config import UserError
+from latentsync_ray.configfiles import stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.learn.stage import LatentSyncTraining, Training, TrainingSetup
+from latentsync_ray.learn.stage import Training, TrainingSetup
+from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, Store, weights_sha256
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker needs besides its orders."""
-
-    engine: str
-    """Name of the engine's actor."""
-    storage: str
-    """Folder or URI of the store."""
-    data_folder: str
-    """Prepared clips."""
-    components: ComponentsConfig
-    """The frozen networks."""
-    validation: ValidationConfig
-    """The fixed validation."""
-    num_frames: int
-    """Frames of a sample."""
-    seed: int
-    """The recipe's seed."""
-    training: Callable[[TrainingSetup], Training] = LatentSyncTraining
-    """The two-stage training that takes the steps."""
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -89,7 +69,7 @@ class _Worker:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
-    def execute(self, order: dict[str, Any]) -> dict[str, Any]:
+    def execute(self, order: WorkerOrder) -> dict[str, Any]:
         """Trains one segment, validates, and publishes. Returns the record (on rank 0; others an empty one)."""
         segment = Segment(**order["segment"])
         started = time.perf_counter()
@@ -110,6 +90,9 @@ class _Worker:
         metrics = training.validate()
         for name in steps[0]:
             metrics[f"train/{name}"] = sum(step[name] for step in steps) / len(steps)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {segment.end_step}: {name} is {value}")
         validated = time.perf_counter()
 
         # Publish: state first, record last.
@@ -131,7 +114,7 @@ class _Worker:
         }
         return self.store.publish(segment.key, record, state)
 
-    def _restore(self, segment: Segment, order: dict[str, Any]) -> Training:
+    def _restore(self, segment: Segment, order: WorkerOrder) -> Training:
         """The training, at the end of the parent segment and ready for this one's stage and settings."""
         torch.set_num_threads(int(segment.config["num_threads"]))
         training = self.training = self.training or self._new_training()
@@ -144,7 +127,7 @@ class _Worker:
         else:
             state = self.store.read_state(segment.parent, order["parent_state"])
         self.held = None
-        training.build(segment.stage, stage_from_settings(segment.config), state, order["parent_stage"] or "")
+        training.build(segment.stage, stage_from_settings(segment.config), state, order["parent_stage"])
         self.built = (segment.stage, segment.config)
         return training
 
@@ -153,7 +136,7 @@ class _Worker:
         # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        return setup.training(
+        training: Training = pkgutil.resolve_name(setup.training)(
             TrainingSetup(
                 samples=PreparedClips.open(setup.data_folder),
                 components=setup.components,
@@ -165,6 +148,7 @@ class _Worker:
                 world_size=self.world_size,
             )
         )
+        return training
 
 
 def environment() -> dict[str, str]:

@@ -102,10 +102,9 @@ def test_the_moving_mouth_stays_inside_the_mask():
     kept = face_mask(64).numpy() == 1
     for s in range(20):
         speaker = synthetic._Speaker.draw(np.random.default_rng([9, s]))
-        poses = np.zeros((6, 2))
-        poses[0] = 0, speaker.mouth_height
-        poses[1] = 0.55 * speaker.mouth_width, 1.3 * speaker.mouth_width
-        poses[5] = 1
-        shut, wide_open = synthetic._draw_frames(speaker, poses, 64)
-        assert np.array_equal(shut[kept], wide_open[kept])
-        assert not np.array_equal(shut, wide_open)
+        head = np.random.default_rng(s).choice([-1, 0, 1], 3) * [0.014, 0.010, 0.05]  # as far as it sways
+        shut, wide_open = (0, 0.55 * speaker.mouth_width), (speaker.mouth_height, 1.3 * speaker.mouth_width)
+        poses = np.array([[*mouth, *head, 1] for mouth in (shut, wide_open)]).T
+        frame_shut, frame_open = synthetic._draw_frames(speaker, poses, 64)
+        assert np.array_equal(frame_shut[kept], frame_open[kept])
+        assert not np.array_equal(frame_shut, frame_open)

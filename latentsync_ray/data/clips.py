@@ -27,6 +27,7 @@ from latentsync_ray.data.media import (
     resize_mask,
     to_pixels,
 )
+from latentsync_ray.segment import digest
 
 FORMAT = 1
 _AGAIN = "prepare the set again (python -m latentsync_ray.preprocess)"
@@ -78,7 +79,7 @@ class Index:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all that a sample depends on: the prepared files' contents, splits and settings."""
-        return canonical_sha256({key: value for key, value in self._as_json().items() if key != "source"})
+        return digest({key: value for key, value in self._as_json().items() if key != "source"})
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/index.json."""
@@ -118,11 +119,6 @@ class Index:
 
     def _as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def canonical_sha256(value: Any) -> str:
-    """Returns the SHA-256 of a value's JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -188,8 +188,9 @@ def resize_frame(frame: Bytes, resolution: int) -> Bytes:
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """Maps uint8 values to float32 in [-1, 1]; any shape."""
-    return frames.float() / 127.5 - 1
+    """Maps uint8 values to float32 in [-1, 1], contiguous; any shape."""
+    # In place: new memory for each step would cost several times the arithmetic.
+    return frames.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def face_mask(resolution: int) -> Tensor:

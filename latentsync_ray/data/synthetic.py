@@ -331,7 +331,8 @@ class _Canvas:
         return np.ascontiguousarray(np.moveaxis(self.image * 255 + 0.5, 0, -1).astype(np.uint8))
 
     def _coverage(self, distance: Floats) -> Floats:
-        return np.clip(distance * self.resolution + 0.5, 0, 1)
+        coverage: Floats = np.clip(distance * self.resolution + 0.5, 0, 1)
+        return coverage
 
 
 def _ease(times: Floats, knot_times: Floats, values: Floats) -> Floats:
@@ -351,8 +352,9 @@ def _to_samples(control: Floats) -> Floats:
 def _sway(rng: np.random.Generator, times: Floats) -> Floats:
     """A slow, smooth wander in [-1, 1]."""
     slow, slower = rng.uniform(0.25, 0.6), rng.uniform(0.08, 0.25)
-    wander = np.sin(2 * np.pi * (slow * times + rng.uniform())) + np.sin(2 * np.pi * (slower * times + rng.uniform()))
-    return 0.5 * wander
+    phases = [2 * np.pi * (hertz * times + rng.uniform()) for hertz in (slow, slower)]
+    wander: Floats = np.sin(phases).mean(axis=0)
+    return wander
 
 
 def _blinks(rng: np.random.Generator, times: Floats) -> Floats:

@@ -27,6 +27,15 @@ NUM_TRAIN_TIMESTEPS = 1000
 class Training(Protocol):
     """What the worker needs of a training. All of it is a pure function of settings, state and step."""
 
+    def __init__(self, setup: TrainingSetup):
+        """Loads what all segments have in common."""
+        ...
+
+    @staticmethod
+    def check(config: StageConfig) -> None:
+        """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time."""
+        ...
+
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         """Makes the stage ready to train from a state (None: from the initial weights).
 
@@ -107,6 +116,12 @@ class LatentSyncTraining:
         self.validation_samples = setup.samples.validation_samples(
             validation.num_samples, setup.num_frames, validation.seed
         )
+
+    @staticmethod
+    def check(config: StageConfig) -> None:
+        """Builds the UNet without memory; see `Training.check`."""
+        with torch.device("meta"):
+            select_trainable(UNet3DConditionModel(**config.model), config.trainable_modules)
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         """Builds UNet, optimizer and LR schedule; see `Training.build`."""

@@ -24,7 +24,7 @@ class VideoGroupNorm(nn.GroupNorm):
     """Group norm whose statistics run over all frames of a video."""
 
     def forward(self, hidden_states: Tensor, batch_size: int) -> Tensor:  # type: ignore[override]
-        """Normalise (B * F, C, H, W). In channels-last memory every step but the norm itself is a view."""
+        """Normalise (B * F, C, H, W)."""
         videos = hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2)  # (B, C, F, H, W)
         return super().forward(videos).transpose(1, 2).flatten(0, 1)
 
@@ -108,11 +108,11 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """Map (B * F, C, H, W) to the same shape; `encoder_hidden_states` are (B * F, N, D)."""
-        tokens = self.proj_in(self.norm(hidden_states)).permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = self.norm(hidden_states).contiguous(memory_format=torch.channels_last)
+        tokens = self.proj_in(tokens).flatten(2).transpose(1, 2)  # (B * F, H * W, C), without another copy
         for block in self.transformer_blocks:
             tokens = block(tokens, encoder_hidden_states)
-        update = tokens.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
-        return hidden_states + self.proj_out(update)
+        return hidden_states + self.proj_out(tokens.transpose(1, 2).view_as(hidden_states))
 
 
 class PositionalEncoding(nn.Module):
@@ -179,14 +179,13 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, hidden_states: Tensor, batch_size: int) -> Tensor:
         """Map (B * F, C, H, W) to the same shape."""
-        frames, _, height, width = hidden_states.shape
-        tokens = self.norm(hidden_states).permute(0, 2, 3, 1)  # (B * F, H, W, C)
-        tokens = tokens.reshape(batch_size, frames // batch_size, height * width, -1)
-        tokens = self.proj_in(tokens.transpose(1, 2).flatten(0, 1))  # (B * H * W, F, C)
+        videos = hidden_states.unflatten(0, (batch_size, -1))  # (B, F, C, H, W)
+        tokens = self.norm(hidden_states).view_as(videos).permute(0, 3, 4, 1, 2)  # (B, H, W, F, C)
+        tokens = self.proj_in(tokens.flatten(0, 2))
         for block in self.transformer_blocks:
             tokens = block(tokens)
-        tokens = self.proj_out(tokens).unflatten(0, (batch_size, -1)).transpose(1, 2)
-        return hidden_states + tokens.reshape(frames, height, width, -1).permute(0, 3, 1, 2)
+        update = self.proj_out(tokens).view(*videos.shape[:1], *videos.shape[3:], *videos.shape[1:3])
+        return (videos + update.permute(0, 3, 4, 1, 2)).flatten(0, 1)
 
 
 class MotionModule(nn.Module):

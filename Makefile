@@ -1,0 +1,45 @@
+# Each target sets up what it needs: a machine with Python 3.11 or newer is enough.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: venv tune train test check assets bench clean
+
+venv: $(STAMP)
+
+# Written last, so that a failed installation is repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# make tune ARGS='workers.max_groups=4'
+tune: $(STAMP)
+	$(BIN)/python -m latentsync_ray.tune search_spaces/transition.yaml $(ARGS)
+
+train: $(STAMP)
+	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+assets: $(STAMP)
+	$(BIN)/python assets/make_assets.py $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Leaves data/ and results/, which took time to make.
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Trials train what they have in common once, and get the numbers that they would get alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentsync_ray.configfiles import load_search, with_overrides
+from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.segment import next_segment, root_key
+
+pytestmark = pytest.mark.slow
+
+GRID = {
+    "param_space": {
+        "transition.at_step": {"grid": [4, 8, 12, 16]},
+        "second_stage.optimizer.lr": {"grid": [0.001, 0.01, 0.02, 0.04]},
+    }
+}
+
+
+def enumerate_keys(space: Path, trials: list[dict[str, str]]) -> set[str]:
+    """The keys of all segments, from nothing but the recipe and each trial's parameters and lengths."""
+    search, recipe = load_search(space, [])
+    recipe, fingerprints = ready_inputs(recipe)
+    keys = set()
+    for trial in trials:
+        own = with_overrides(recipe, {name: float(trial[name]) for name in search.param_space if name.endswith("lr")})
+        segment = None
+        while True:
+            end = segment.end_step if segment else 0
+            if end >= int(trial["global_step"]):
+                break
+            leave = trial["transition_step"] != "" and end == int(trial["transition_step"])
+            segment = next_segment(own, root_key(own, fingerprints), segment, leave)
+            assert segment is not None
+            keys.add(segment.key)
+    return keys
+
+
+@pytest.mark.parametrize("scheduler", ["fifo", "asha"])
+def test_what_trials_share_is_trained_once(scheduler: str, cluster: None, make_search: Any, run_search: Any) -> None:
+    space = make_search(
+        **GRID, trial_scheduler={"name": scheduler, "grace_period": 4, "reduction_factor": 2}, max_concurrent_trials=6
+    )
+    outcome = run_search(space)
+    trials = outcome.trials
+    assert len(trials) == 16 and outcome.exit_status == 0
+    assert outcome.executed == sorted(enumerate_keys(space, trials))  # a list: each exactly once
+
+    summary = outcome.summary
+    assert summary["steps_without_sharing"] == sum(int(trial["global_step"]) for trial in trials)
+    assert summary["steps_trained"] == summary["steps_distinct"] == 4 * len(outcome.executed)
+    stopped = [trial for trial in trials if trial["status"] == "stopped"]
+    assert bool(stopped) == (scheduler == "asha")
+
+    # The same command again: everything is found, and every decision is the same.
+    again = run_search(space)
+    assert again.executed == outcome.executed
+    assert again.trials == trials
+    assert again.summary["steps_trained"] == 0
+
+
+def test_sharing_does_not_change_a_bit(cluster: None, make_search: Any, run_search: Any) -> None:
+    grid = {
+        "transition.at_step": {"grid": [4, 8]},
+        "second_stage.optimizer.lr": {"grid": [0.0002, 0.001]},
+    }
+    space = make_search(trivial=False, param_space=grid, max_concurrent_trials=2)
+    shared = run_search(space, "second_stage.num_steps=4")
+    alone = run_search(space, "second_stage.num_steps=4", "share=false", store="alone")
+    assert len(alone.executed) > len(shared.executed)
+
+    def results(outcome: Any) -> list[dict[str, str]]:
+        return [{name: value for name, value in trial.items() if name != "key"} for trial in outcome.trials]
+
+    def weights(outcome: Any) -> list[str]:
+        return [outcome.records[trial["key"]]["weights_sha256"] for trial in outcome.trials]
+
+    assert results(shared) == results(alone)
+    assert weights(shared) == weights(alone)
+    assert len(set(weights(shared))) == 4  # the trials do differ
+
+
+def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any, run_search: Any) -> None:
+    space = make_search()
+    short = run_search(space, "second_stage.num_steps=4")
+    longer = run_search(space, "second_stage.num_steps=12")
+    assert Counter(short.executed) <= Counter(longer.executed)
+    assert len(longer.executed) - len(short.executed) == 2
+    assert longer.executed == sorted(set(longer.executed))

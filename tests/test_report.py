@@ -1,0 +1,164 @@
+"""What a search says at its end, on trials made by hand."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentsync_ray.config import Recipe, SearchConfig
+from latentsync_ray.configfiles import load_recipe, with_overrides
+from latentsync_ray.report import TrialLog, best_trial, write_report
+from latentsync_ray.store import Store
+
+STATUS = {
+    "trained": [
+        {"num_steps": 20, "stage": "first_stage", "train_seconds": 2.0, "validate_seconds": 0.5},
+        {"num_steps": 10, "stage": "second_stage", "train_seconds": 3.0, "validate_seconds": 0.25},
+    ],
+    "worker_seconds": 9.0,
+    "notices": ["group-1: first_stage to step 20: a worker was lost"],
+}
+
+
+def search(mode: str = "min") -> SearchConfig:
+    space = {"transition.at_step": {"grid": [20, 40]}, "second_stage.optimizer.implementation": {"grid": ["fused"]}}
+    return SearchConfig(recipe="r", name="s", mode=mode, param_space=space)  # type: ignore[arg-type]
+
+
+def trial(
+    number: int, transition_step: int, values: list[float], status: str = "finished", lr: str = "a"
+) -> TrialLog:
+    """A trial with boundaries every 20 steps in stage one and every 10 in stage two."""
+    log = TrialLog(number, {"transition.at_step": transition_step}, status=status)
+    step = 0
+    for value in values:
+        first = step < transition_step
+        step += 20 if first else 10
+        log.results.append(
+            {
+                "val/objective": value,
+                "train/loss": value / 2,
+                "global_step": step,
+                "stage": "first_stage" if first else "second_stage",
+                "second_stage_step": 0 if first else step - transition_step,
+                "cached": number > 0 and first,
+                "key": f"first-{step}" if first else f"{transition_step}-{lr}-{step}",
+                "done": False,
+            }
+        )
+    return log
+
+
+def numbered(*trials: TrialLog) -> dict[int, TrialLog]:
+    return {log.number: log for log in trials}
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 2)])
+def test_the_best_is_the_best_at_its_end(mode: str, best: int) -> None:
+    trials = numbered(trial(0, 20, [1, 5]), trial(1, 20, [9, 2]), trial(2, 20, [3, 8]), trial(3, 20, [0, 5]))
+    assert best_trial(search(mode), trials) is trials[best]
+
+
+def test_only_without_a_finished_trial_may_a_stopped_one_be_the_best() -> None:
+    stopped, finished = trial(0, 20, [1], "stopped"), trial(1, 20, [9, 2])
+    failed_at_once = TrialLog(2, {}, status="failed")
+    assert best_trial(search(), numbered(stopped, finished, failed_at_once)) is finished
+    assert best_trial(search(), numbered(stopped, failed_at_once)) is stopped
+    assert best_trial(search(), numbered(failed_at_once)) is None
+    assert best_trial(search(), {}) is None
+
+
+def test_the_first_of_equals_is_the_best() -> None:
+    trials = numbered(trial(2, 20, [1, 1]), trial(0, 20, [1, 1]), trial(1, 20, [1, 1]))
+    for mode in ("min", "max"):
+        assert best_trial(search(mode), trials) is trials[0]
+
+
+def test_a_trial_knows_where_it_left_stage_one_and_what_it_shared() -> None:
+    log = trial(1, 40, [1, 1, 1, 1])
+    assert (log.transition_step, log.num_steps_shared) == (40, 40)
+    assert trial(0, 40, [1, 1]).transition_step is None
+    assert TrialLog(0, {}).transition_step is None
+    assert TrialLog(0, {}).num_steps_shared == 0
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    found = load_recipe(Path(__file__).parents[1] / "configs" / "demo", {"transition.plateau": None})
+    return dataclasses.replace(found, transition=dataclasses.replace(found.transition, min_step=0))
+
+
+def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[int, dict[str, Any]]:
+    num_failed = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 12.5)
+    return num_failed, json.loads((folder / "searches/s/summary.json").read_text())
+
+
+def test_the_summary_counts_every_step_once(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5]), trial(2, 40, [4, 3, 2.5], "stopped", "b"))
+    trials[1].parameters["second_stage.optimizer.implementation"] = "fused"
+    num_failed, summary = report(trials, recipe, tmp_path)
+    assert num_failed == 0
+    assert summary["trials_by_status"] == {"finished": 2, "stopped": 1, "failed": 0}
+    # Stage one 20 + 20; stage two 20 after step 20, and 10 twice after step 40, under different settings.
+    assert summary["steps_distinct"] == 40 + 20 + 10 + 10
+    assert summary["steps_without_sharing"] == 40 + 50 + 50
+    assert summary["sharing_factor"] == 140 / 80
+    assert summary["steps_trained"] == 30
+    assert (summary["train_seconds"], summary["validate_seconds"]) == (5.0, 0.75)
+    assert (summary["gpu_seconds"], summary["wall_seconds"]) == (9.0, 12.5)
+    assert summary["notices"] == STATUS["notices"]
+    assert summary["best"]["trial"] == 1
+
+    said = capsys.readouterr().out
+    assert "best: trial 1, val/objective 1.5, transition at step 40" in said
+    assert "transition.at_step 40, second_stage.optimizer.implementation fused\n" in said
+    assert "steps: 30 trained now, 80 distinct, 140 without sharing (factor 1.75)" in said
+
+
+def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> None:
+    failed = TrialLog(3, {"transition.at_step": 40}, status="failed", error="boom")
+    num_failed, _ = report(numbered(failed, trial(1, 40, [4, 3, 1.5]), trial(0, 20, [4, 3, 2])), recipe, tmp_path)
+    assert num_failed == 1
+    with (tmp_path / "searches/s/trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == ["0", "1", "3"]
+    assert rows[0] == {
+        "trial": "0",
+        "status": "finished",
+        "transition.at_step": "20",
+        "second_stage.optimizer.implementation": "",
+        "transition_step": "20",
+        "global_step": "40",
+        "second_stage_step": "20",
+        "train/loss": "1.0",
+        "val/objective": "2",
+        "key": "20-a-40",
+    }
+    assert rows[2]["status"] == "failed"
+    assert rows[2]["val/objective"] == rows[2]["transition_step"] == ""
+
+
+def test_the_best_recipe_can_be_trained_again(recipe: Recipe, tmp_path: Path) -> None:
+    best = trial(0, 40, [4, 3, 1.5])
+    best.parameters["second_stage.optimizer.lr"] = 3e-5
+    report(numbered(best), recipe, tmp_path)
+    assert load_recipe(tmp_path / "searches/s/best") == with_overrides(recipe, best.parameters)
+
+
+def test_a_search_without_any_result_still_says_so(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = TrialLog(0, {}, status="failed", error="first_stage from step 0 to 20: boom")
+    num_failed, summary = report(numbered(failed), recipe, tmp_path)
+    assert num_failed == 1
+    assert summary["best"] is None
+    assert (summary["steps_distinct"], summary["sharing_factor"]) == (0, 1.0)
+    assert not (tmp_path / "searches/s/best").exists()
+    said = capsys.readouterr().out
+    assert "trial 0 failed: first_stage from step 0 to 20: boom\n" in said
+    assert "best:" not in said
