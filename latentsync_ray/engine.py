@@ -119,11 +119,25 @@ class Engine:
         self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
         return {"key": key, "metrics": record["metrics"], "cached": cached}
 
-    async def prefetch(self, root: str, values: dict[str, Any]) -> None:
-        """Trains a segment that trials are going to ask for, so that workers start while trials do."""
-        await self.run(_PREFETCH, root, values)
+    async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
+        """Trains segments, one after another, that every trial is going to ask for.
+
+        Returns when the first worker group is up or nothing has to be trained, so that the processes of trials do not
+        start before the workers that they will wait for.
+        """
+        training = asyncio.create_task(self._train_ahead(root, segments))
+        training.add_done_callback(self._report_failure)
+        async with self._changed:
+            await self._changed.wait_for(lambda: training.done() or any(run.joined_at for run in self._runs.values()))
+
+    async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
+        for values in segments:
+            if "error" in await self.run(_PREFETCH, root, values):
+                break  # the trials meet it too, and say so
         await self.leave(_PREFETCH)
         self._dispatcher.positions.pop(_PREFETCH, None)
+        async with self._changed:
+            self._changed.notify_all()
 
     async def leave(self, trial: str) -> None:
         """A trial has ended."""

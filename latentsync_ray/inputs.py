@@ -29,11 +29,12 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
     fingerprints = {name: _fingerprint(f"components.{name}", source) for name, source in components.items()}
     _check_stages(recipe)
+    vae_sha256 = weights_sha256(load_autoencoder(recipe.components.vae))
 
     if recipe.data.synthetic is not None:
         recipe = _with_synthetic_clips(recipe, fingerprints)
     clips = PreparedClips.open(recipe.data.folder)
-    if weights_sha256(load_autoencoder(recipe.components.vae)) != clips.index.vae_sha256:
+    if vae_sha256 != clips.index.vae_sha256:
         raise UserError(
             f"components.vae: must be the autoencoder that {recipe.data.folder} was prepared with, got "
             f"{recipe.components.vae}; name that one, or prepare the clips again"
@@ -98,5 +99,5 @@ def _check_stages(recipe: Recipe) -> None:
     for stage in STAGE_FILES:
         try:
             training.check(getattr(recipe, stage))
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"{stage}: must be a stage that can be built: {error}; correct its file") from None

@@ -73,6 +73,17 @@ def test_among_equals_a_group_prefers_what_follows_the_state_that_it_holds() -> 
     train(made, other)
 
 
+def test_more_waiters_count_more_than_a_state_at_hand() -> None:
+    made = dispatcher()
+    (first, second), (other,) = lineage(0, "ab"), lineage(0, "c")
+    made.ask(first, "t0")
+    train(made, first)
+    made.give(first, "t0")
+    for segment, trial in ((second, "t0"), (other, "t1"), (other, "t2")):
+        made.ask(segment, trial)
+    train(made, other)
+
+
 def test_a_group_leaves_alone_what_another_free_group_holds() -> None:
     made = dispatcher(num_groups=2)
     first, second = lineage(0, "ab")
@@ -153,6 +164,20 @@ def test_nobody_lingers_for_a_trial_that_has_gone_on_or_left() -> None:
     train(made, other)
 
 
+def test_nobody_lingers_for_trials_that_have_asked_for_something_else() -> None:
+    made = dispatcher()
+    (first,), (other,) = lineage(0, "a"), lineage(0, "b")
+    for trial in ("t0", "t1", "t2"):
+        made.ask(first, trial)
+    train(made, first)
+    for trial in ("t0", "t1", "t2"):
+        made.give(first, trial)
+    made.ask(other, "t0")
+    assert made.assign("g0", 0.0) is None  # two think, one waits
+    made.ask(other, "t1")
+    train(made, other)
+
+
 def test_a_trial_that_leaves_drops_what_it_alone_waits_for_unless_it_is_in_flight() -> None:
     made = dispatcher(num_groups=1)
     mine, ours, begun = lineage(0, "a")[0], lineage(0, "b")[0], lineage(0, "c")[0]
@@ -219,6 +244,10 @@ def test_a_lost_state_is_trained_again_from_the_nearest_kept_ancestor() -> None:
     made.ask(four, "t1")
     assert [order.segment for order in made.ready()] == [two]
     train(made, two)
+    # Somebody else passes by on a branch of its own: what waits still needs the state.
+    branch = Segment(two.key, SECOND_STAGE, {"num_workers": 1, "name": "x"}, 2, 0, 3)
+    made.add_done(branch, state_kept=False)
+    assert two.key not in made.give(branch, "t2")
     train(made, three)
     assert train(made, four).waiters == {"t0", "t1"}
     # What was trained again on the way is not kept for ever.
