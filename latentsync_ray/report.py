@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import math
 import shutil
 from pathlib import Path
@@ -15,9 +17,12 @@ from torch.utils.tensorboard import SummaryWriter
 from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import recipe_files, with_overrides
 from latentsync_ray.picture import report_html
-from latentsync_ray.store import Store
+from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.trial import trial_number
 from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps
+
+# What a trial reports itself; Ray Tune adds process ids, times and more.
+_REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "at_end")
 
 
 class SearchLog(tune.Callback):  # type: ignore[misc]
@@ -44,7 +49,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         if "error" in result:
             log.status, log.error = "failed", result["error"]
             return
-        log.results.append(result)
+        log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
         self._write_scalars(log.number, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -81,6 +86,29 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         writer.flush()
 
 
+NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": []}
+"""The engine's words on a run that needed no engine."""
+
+
+def read_finished(store: Store, folder: str) -> dict[int, TrialLog] | None:
+    """The trials of a search that has ended before without a failure, if what they stand on is still in the store.
+
+    Args:
+        store: Where the search is kept.
+        folder: The search's folder below the store's root.
+    """
+    text = store.read_bytes(f"{folder}/trials.json")
+    if text is None:
+        return None
+    try:
+        trials = {log.number: log for log in (TrialLog(**values) for values in json.loads(text))}
+        records = [store.read_record(trial.last["key"]) for trial in trials.values()]
+    except (ValueError, TypeError, KeyError, DamagedEntryError):
+        return None  # the search runs again and finds what it can use
+    ended = all(trial.status in ("finished", "stopped") for trial in trials.values())
+    return trials if ended and trials and None not in records else None
+
+
 def write_report(
     store: Store,
     folder: str,
@@ -102,6 +130,8 @@ def write_report(
         wall_seconds: Duration of this run.
     """
     rows = [_row(search, trials[number]) for number in sorted(trials)]
+    plain = [dataclasses.asdict(trials[number]) for number in sorted(trials)]
+    store.write_bytes(f"{folder}/trials.json", json.dumps(plain).encode())
     store.write_bytes(f"{folder}/trials.csv", _csv(rows).encode())
 
     best = best_trial(search, trials)

@@ -39,10 +39,11 @@ from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.journal import Journal, JournaledScheduler
 from latentsync_ray.live import LiveView
 from latentsync_ray.orders import WorkerSetup
-from latentsync_ray.report import SearchLog, write_report
+from latentsync_ray.report import NOTHING_DONE, SearchLog, read_finished, write_report
 from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
+from latentsync_ray.triallog import TrialLog
 from latentsync_ray.worker import environment
 
 MAX_TRIAL_RESTARTS = 3
@@ -74,9 +75,13 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     recipe, fingerprints = ready_inputs(recipe)
     folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
     journal = Journal(store, f"{folder}/journal")
-    log = SearchLog(store, folder)
+    finished = read_finished(store, folder)
+    if finished is not None:
+        print("this search is finished: nothing to train", flush=True)
+        return _end(store, folder, search, recipe, finished, NOTHING_DONE, started)
     with cluster() as dashboard:
         _check_resources(search, recipe)
+        log = SearchLog(store, folder)  # clears logs of before, so after all checks
         print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
@@ -94,7 +99,20 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             finally:
                 ray.kill(engine)  # whatever it has started goes with it
                 log.close()
-    num_failed = write_report(store, folder, search, recipe, log.trials, status, time.monotonic() - started)
+    return _end(store, folder, search, recipe, log.trials, status, started)
+
+
+def _end(
+    store: Store,
+    folder: str,
+    search: SearchConfig,
+    recipe: Recipe,
+    trials: dict[int, TrialLog],
+    status: dict[str, Any],
+    started: float,
+) -> int:
+    """Writes the report and says where it is. Returns the exit status."""
+    num_failed = write_report(store, folder, search, recipe, trials, status, time.monotonic() - started)
     print(f"results: {store.root}/{folder}", flush=True)
     return 1 if num_failed else 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from latentsync_ray import preprocess, train, tune
 from latentsync_ray.cli import run_cli
@@ -33,19 +35,6 @@ class Mistake:
     change: Change = lambda folder: None
 
 
-def replace(file: str, old: str, new: str) -> Change:
-    def change(folder: Path) -> None:
-        text = (folder / file).read_text()
-        assert old in text
-        (folder / file).write_text(text.replace(old, new, 1))
-
-    return change
-
-
-def append(file: str, text: str) -> Change:
-    return lambda folder: (folder / file).write_text((folder / file).read_text() + text)
-
-
 def write(file: str, content: bytes | str) -> Change:
     def change(folder: Path) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -54,126 +43,129 @@ def write(file: str, content: bytes | str) -> Change:
     return change
 
 
+def append(file: str, text: str) -> Change:
+    return lambda folder: (folder / file).write_text((folder / file).read_text() + text)
+
+
 def remove(path: str) -> Change:
     return lambda folder: shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
 
 
-def prepared(**values: object) -> Change:
-    """An index of prepared clips with these values, and a recipe that names it."""
-    return write("data/demo/index.json", json.dumps(values))
+def put(file: str, *path: str, value: Any) -> Change:
+    """Replaces or adds a value of a YAML file; None takes it out."""
+
+    def change(folder: Path) -> None:
+        content = section = yaml.safe_load((folder / file).read_text())
+        for name in path[:-1]:
+            section = section[name]
+        section[path[-1]] = value
+        if value is None:
+            del section[path[-1]]
+        (folder / file).write_text(yaml.safe_dump(content))
+
+    return change
+
+
+def space(parameter: str, definition: Any) -> Change:
+    """A search space of this parameter alone."""
+    return put(SPACE, "param_space", value={parameter: definition})
 
 
 TRAIN, TUNE = "train configs/demo", f"tune {SPACE}"
 NO_DRAWING = f"{TRAIN} data.synthetic=null"
-AT_STEP = "transition.at_step: {grid: [160, 240, 320, 400]}"
-LR = "second_stage.optimizer.lr: {grid: [5.0e-5, 2.0e-4, 8.0e-4, 3.2e-3]}"
+VAE, LPIPS = "assets/demo/autoencoder", "assets/demo/lpips"
+INDEX = "data/demo/index.json"
+AT_STEP, LR = "transition.at_step", "second_stage.optimizer.lr"
+BOUNDARY = "report_every_steps"
 
+# 77 and 99991 are multiples of no interval between reports that anybody would choose.
 MISTAKES = [
     # Files
     Mistake("no recipe folder", "train configs/nowhere", ("configs/nowhere", "no such recipe folder")),
     Mistake("no stage file", TRAIN, (SECOND, "no such file"), remove(SECOND)),
     Mistake("stage in the wrong file", TRAIN, (RECIPE, "second_stage", SECOND), append(RECIPE, "second_stage: {}\n")),
-    Mistake("invalid YAML", TRAIN, (FIRST, "valid YAML", "line 22"), append(FIRST, "loss: [1, 2\nx: y\n")),
+    Mistake("invalid YAML", TRAIN, (FIRST, "valid YAML", "line 3"), write(FIRST, "a: 1\nloss: [1, 2\nx: y\n")),
     Mistake("key given twice", TRAIN, (RECIPE, "duplicate key seed"), append(RECIPE, "seed: 1\n")),
     Mistake("list for a mapping", TRAIN, (FIRST, "mapping", "[1, 2]"), write(FIRST, "[1, 2]\n")),
     Mistake("binary file", TRAIN, (SECOND, "cannot be read"), write(SECOND, bytes(range(256)))),
     Mistake("name that is a number", TRAIN, (RECIPE, "names must be text, got 7"), append(RECIPE, "7: 1\n")),
     # Values of a recipe
-    Mistake("unknown key", TRAIN, (FIRST, "learning_rate"), append(FIRST, "learning_rate: 1\n")),
-    Mistake("unknown nested key", TRAIN, (FIRST, "optimizer.rate"), replace(FIRST, "  lr:", "  rate:")),
+    Mistake("unknown key", TRAIN, (FIRST, "learning_rate"), put(FIRST, "learning_rate", value=1)),
+    Mistake("unknown nested key", TRAIN, (FIRST, "optimizer.rate"), put(FIRST, "optimizer", "rate", value=1)),
+    Mistake("missing value", TRAIN, (RECIPE, "data.folder", "missing"), put(RECIPE, "data", "folder", value=None)),
+    Mistake("wrong type", TRAIN, (FIRST, "batch_size", "'four'"), put(FIRST, "batch_size", value="four")),
+    Mistake("number for a section", TRAIN, (FIRST, "loss:", "3"), put(FIRST, "loss", value=3)),
+    Mistake("negative lr", TRAIN, (FIRST, "optimizer.lr", "-0.5"), put(FIRST, "optimizer", "lr", value=-0.5)),
     Mistake(
-        "missing value", TRAIN, (RECIPE, "data.folder", "missing"), replace(RECIPE, "  folder: ../../data/demo", "")
+        "lr that is no number", TRAIN, (FIRST, "optimizer.lr", "nan"), put(FIRST, "optimizer", "lr", value=math.nan)
     ),
+    Mistake("zero batch", TRAIN, (FIRST, "batch_size", "got 0"), put(FIRST, "batch_size", value=0)),
     Mistake(
-        "wrong type", TRAIN, (FIRST, "batch_size", "'four'"), replace(FIRST, "batch_size: 4", "batch_size: four")
-    ),
-    Mistake("number for a section", TRAIN, (FIRST, "loss:", "3"), replace(FIRST, "loss: {recon: 1.0}", "loss: 3")),
-    Mistake("negative lr", TRAIN, (FIRST, "optimizer.lr", "-0.001"), replace(FIRST, "lr: 1.0e-3", "lr: -1.0e-3")),
-    Mistake("lr that is no number", TRAIN, (FIRST, "optimizer.lr", "nan"), replace(FIRST, "lr: 1.0e-3", "lr: .nan")),
-    Mistake("zero batch", TRAIN, (FIRST, "batch_size", "got 0"), replace(FIRST, "batch_size: 4", "batch_size: 0")),
-    Mistake(
-        "uneven shares", TRAIN, (FIRST, "batch_size", "num_workers (3)", "got 4"), append(FIRST, "num_workers: 3\n")
+        "uneven shares", TRAIN, (FIRST, "batch_size", "num_workers (99991)"), put(FIRST, "num_workers", value=99991)
     ),
     Mistake(
         "betas of wrong length",
         TRAIN,
         (FIRST, "optimizer.betas", "[0.9]"),
-        replace(FIRST, "  lr:", "  betas: [0.9]\n  lr:"),
+        put(FIRST, "optimizer", "betas", value=[0.9]),
     ),
-    Mistake("unknown dtype", TRAIN, (FIRST, "dtype", "float16", "bfloat16"), append(FIRST, "dtype: float16\n")),
+    Mistake("unknown dtype", TRAIN, (FIRST, "dtype", "float16", "bfloat16"), put(FIRST, "dtype", value="float16")),
     Mistake(
         "schedule without end",
         TRAIN,
         (FIRST, "num_training_steps", "cosine"),
-        append(FIRST, "lr_scheduler: {name: cosine}\n"),
+        put(FIRST, "lr_scheduler", value={"name": "cosine"}),
     ),
     Mistake(
-        "step off the boundary",
+        "bound off the boundary",
         TRAIN,
-        (RECIPE, "transition.min_step", "170"),
-        replace(RECIPE, "min_step: 160", "min_step: 170"),
+        (RECIPE, "transition.min_step", BOUNDARY, "77"),
+        put(RECIPE, "transition", "min_step", value=77),
     ),
-    Mistake("at_step above max_step", f"{TRAIN} transition.at_step=420", ("transition.at_step", "(400)", "420")),
+    Mistake(
+        "at_step above max_step", f"{TRAIN} transition.at_step=99991", ("transition.at_step", "max_step", "99991")
+    ),
     Mistake(
         "patience off the boundary",
         TRAIN,
-        (RECIPE, "patience_steps", "got 50", "move it to 40"),
-        replace(RECIPE, "patience_steps: 60", "patience_steps: 50"),
+        (RECIPE, "plateau.patience_steps", BOUNDARY, "77"),
+        put(RECIPE, "transition", "plateau", "patience_steps", value=77),
     ),
     Mistake(
-        "length off the boundary",
-        TRAIN,
-        (SECOND, "num_steps", "got 45"),
-        replace(SECOND, "num_steps: 40", "num_steps: 45"),
+        "length off the boundary", TRAIN, (SECOND, "num_steps", BOUNDARY, "77"), put(SECOND, "num_steps", value=77)
     ),
     Mistake(
         "unknown metric of a plateau",
         TRAIN,
-        (RECIPE, "transition.plateau.metric", "val/loss"),
-        replace(RECIPE, "metric: val/recon", "metric: val/loss"),
+        (RECIPE, "plateau.metric", "val/loss"),
+        put(RECIPE, "transition", "plateau", "metric", value="val/loss"),
     ),
     Mistake(
-        "no loss at all",
-        TRAIN,
-        (FIRST, "loss.recon", "positive", "0.0"),
-        replace(FIRST, "{recon: 1.0}", "{recon: 0}"),
+        "no loss at all", TRAIN, (FIRST, "loss.recon", "positive", "0.0"), put(FIRST, "loss", value={"recon": 0})
     ),
-    Mistake("negative weight", TRAIN, (SECOND, "loss.sync", "-0.05"), replace(SECOND, "sync: 0.05", "sync: -0.05")),
+    Mistake("negative weight", TRAIN, (SECOND, "loss.sync", "-0.05"), put(SECOND, "loss", "sync", value=-0.05)),
     Mistake("negative seed", f"{TRAIN} seed=-1", ("seed", "negative", "-1")),
-    Mistake("samples longer than the clips", f"{TRAIN} data.num_frames=101", ("data.num_frames", "(100)", "101")),
+    Mistake(
+        "samples longer than the clips", f"{TRAIN} data.num_frames=99991", ("data.num_frames", "synthetic", "99991")
+    ),
     Mistake(
         "loss without its network",
         TRAIN,
-        (RECIPE, "components.syncnet", "second_stage.loss.sync"),
-        replace(RECIPE, "  syncnet: ../../assets/demo/syncnet\n", ""),
+        (RECIPE, "components.syncnet", "loss.sync"),
+        put(RECIPE, "components", "syncnet", value=None),
     ),
     # Networks and clips
+    Mistake("network that is not there", TRAIN, ("components.lpips", LPIPS), remove(LPIPS)),
+    Mistake("empty folder for a network", TRAIN, ("components.lpips", LPIPS), remove(f"{LPIPS}/config.json")),
+    Mistake("folder that holds no autoencoder", TRAIN, ("vae", VAE), write(f"{VAE}/config.json", "{}")),
     Mistake(
-        "network that is not there", TRAIN, ("components.lpips", "assets/demo/lpips"), remove("assets/demo/lpips")
-    ),
-    Mistake(
-        "empty folder for a network",
-        TRAIN,
-        ("components.syncnet", "assets/demo/syncnet"),
-        remove("assets/demo/syncnet/config.json"),
-    ),
-    Mistake(
-        "folder that holds no autoencoder",
-        TRAIN,
-        ("vae", "assets/demo/autoencoder"),
-        write("assets/demo/autoencoder/config.json", "{}"),
-    ),
-    Mistake(
-        "weights cut short",
-        TRAIN,
-        ("vae", "assets/demo/autoencoder"),
-        write("assets/demo/autoencoder/diffusion_pytorch_model.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
+        "weights cut short", TRAIN, ("vae", VAE), write(f"{VAE}/diffusion_pytorch_model.safetensors", b"\x10\0\0")
     ),
     Mistake(
         "unknown option of the UNet",
         TRAIN,
         ("second_stage", "'num_blocks'"),
-        replace(SECOND, "  sample_size:", "  num_blocks: 3\n  sample_size:"),
+        put(SECOND, "model", "num_blocks", value=3),
     ),
     Mistake(
         "widths that groups do not divide",
@@ -185,17 +177,12 @@ MISTAKES = [
         "nothing to train",
         TRAIN,
         ("second_stage", "trainable_modules", "'attention_layers.'"),
-        replace(SECOND, "[motion_modules.,", "[attention_layers.,"),
+        put(SECOND, "trainable_modules", value=["attention_layers."]),
     ),
     Mistake("unknown training", f"{TRAIN} training=mine:Training", ("training", "mine:Training")),
-    Mistake("no clips", NO_DRAWING, ("data/demo", "No such file")),
-    Mistake(
-        "damaged index",
-        NO_DRAWING,
-        ("data/demo/index.json", "not JSON"),
-        write("data/demo/index.json", '{"format": 1, "clips": [{"na'),
-    ),
-    Mistake("index of another format", NO_DRAWING, ("data/demo/index.json", "format", "99"), prepared(format=99)),
+    Mistake("no clips", NO_DRAWING, (INDEX, "No such file")),
+    Mistake("damaged index", NO_DRAWING, (INDEX, "not JSON"), write(INDEX, '{"format": 1, "clips": [{"na')),
+    Mistake("index of another format", NO_DRAWING, (INDEX, "format", "99"), write(INDEX, '{"format": 99}')),
     # Arguments
     Mistake("no value", f"{TUNE} seed", ("'seed'", "key=value")),
     Mistake(
@@ -206,74 +193,37 @@ MISTAKES = [
     Mistake("value that is no YAML", f"{TUNE} 'seed=[1'", ("'seed=[1'", "YAML")),
     # Search spaces
     Mistake("no search space", "tune search_spaces/nowhere.yaml", ("search_spaces/nowhere.yaml", "no such file")),
-    Mistake("no recipe named", TUNE, (SPACE, "recipe", "missing"), replace(SPACE, "recipe: ../configs/demo", "")),
+    Mistake("no recipe named", TUNE, (SPACE, "recipe", "missing"), put(SPACE, "recipe", value=None)),
+    Mistake("parameters in a list", TUNE, (SPACE, "param_space", "[1, 2]"), put(SPACE, "param_space", value=[1, 2])),
+    Mistake("unknown parameter", TUNE, (SPACE, "transition.at_stop"), space("transition.at_stop", {"grid": [1]})),
+    Mistake("unknown kind", TUNE, (SPACE, f"param_space.{AT_STEP}", "'sample'"), space(AT_STEP, {"sample": [1]})),
+    Mistake("nothing to choose from", TUNE, (SPACE, f"param_space.{AT_STEP}", "[]"), space(AT_STEP, {"grid": []})),
+    Mistake("reversed range", TUNE, (SPACE, f"param_space.{LR}", "[2, 1]"), space(LR, {"uniform": [2, 1]})),
+    Mistake("logarithm of 0", TUNE, (SPACE, f"param_space.{LR}", "[0, 0.1]"), space(LR, {"loguniform": [0, 0.1]})),
     Mistake(
-        "unknown parameter",
+        "fractions of a step",
         TUNE,
-        (SPACE, "transition.at_stop"),
-        replace(SPACE, "transition.at_step", "transition.at_stop"),
+        (SPACE, "num_warmup_steps"),
+        space("second_stage.lr_scheduler.num_warmup_steps", {"uniform": [0, 10]}),
     ),
+    Mistake("invalid value among others", TUNE, (SPACE, LR, "-1"), space(LR, {"choice": [0.1, -1]})),
     Mistake(
-        "unknown kind",
-        TUNE,
-        (SPACE, "param_space.transition.at_step", "'sample'"),
-        replace(SPACE, AT_STEP, AT_STEP.replace("grid", "sample")),
-    ),
-    Mistake(
-        "nothing to choose from",
-        TUNE,
-        (SPACE, "param_space.transition.at_step", "[]"),
-        replace(SPACE, "[160, 240, 320, 400]", "[]"),
-    ),
-    Mistake(
-        "reversed range",
-        TUNE,
-        (SPACE, "param_space.transition.at_step", "[400, 160]"),
-        replace(SPACE, AT_STEP, "transition.at_step: {randint: [400, 160]}"),
-    ),
-    Mistake(
-        "range that misses the boundaries",
-        TUNE,
-        (SPACE, "transition.at_step", "161"),
-        replace(SPACE, AT_STEP, "transition.at_step: {randint: [160, 401]}"),
-    ),
-    Mistake(
-        "logarithm of 0",
-        TUNE,
-        (SPACE, "second_stage.optimizer.lr", "[0, 0.1]"),
-        lambda folder: (
-            replace(SPACE, f"  {AT_STEP}\n", "")(folder),
-            replace(SPACE, LR, "second_stage.optimizer.lr: {loguniform: [0, 0.1]}")(folder),
-        ),
-    ),
-    Mistake(
-        "invalid value among others",
-        TUNE,
-        (SPACE, "transition.at_step", "250"),
-        replace(SPACE, "[160, 240,", "[160, 250,"),
-    ),
-    Mistake(
-        "parameter of the data",
-        TUNE,
-        (SPACE, "param_space.data.num_frames"),
-        replace(SPACE, AT_STEP, "data.num_frames: {grid: [8]}"),
+        "parameter of the data", TUNE, (SPACE, "param_space.data.num_frames"), space("data.num_frames", {"grid": [8]})
     ),
     Mistake(
         "parameter of the networks",
         TUNE,
         (SPACE, "param_space.components.vae"),
-        replace(SPACE, AT_STEP, "components.vae: {grid: [a/b]}"),
+        space("components.vae", {"grid": ["a/b"]}),
     ),
-    Mistake(
-        "unknown metric", TUNE, (SPACE, "metric", "'loss'"), replace(SPACE, "metric: val/objective", "metric: loss")
-    ),
+    Mistake("unknown metric", TUNE, (SPACE, "metric", "'loss'"), put(SPACE, "metric", value="loss")),
     Mistake(
         "unknown scheduler",
         TUNE,
         (SPACE, "trial_scheduler.name", "'median'"),
-        replace(SPACE, "name: asha", "name: median"),
+        put(SPACE, "trial_scheduler", value={"name": "median"}),
     ),
-    Mistake("rung that no trial reaches", f"{TUNE} trial_scheduler.grace_period=50", ("grace_period", "(40)", "50")),
+    Mistake("rung that no trial reaches", f"{TUNE} trial_scheduler.grace_period=99991", ("grace_period", "99991")),
     # Storage
     Mistake("file for a storage", f"{TRAIN} storage=LICENSE", ("storage LICENSE", "file"), write("LICENSE", "mine")),
     Mistake(

@@ -1,17 +1,18 @@
 """What a search says at its end, on trials made by hand."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import load_recipe, with_overrides
-from latentsync_ray.report import TrialLog, best_trial, write_report
+from latentsync_ray.report import read_finished, write_report
 from latentsync_ray.store import Store
+from latentsync_ray.triallog import TrialLog, best_trial
 
 STATUS = {
     "trained": [
@@ -85,10 +86,11 @@ def test_a_trial_knows_where_it_left_stage_one_and_what_it_shared() -> None:
     assert TrialLog(0, {}).num_steps_shared == 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    found = load_recipe(Path(__file__).parents[1] / "configs" / "demo", {"transition.plateau": None})
-    return dataclasses.replace(found, transition=dataclasses.replace(found.transition, min_step=0))
+    steps = {"transition.min_step": 0, "transition.max_step": 80, "transition.plateau": None}
+    stages = {"first_stage.report_every_steps": 20, "second_stage.report_every_steps": 10}
+    return load_recipe(Path(__file__).parents[1] / "configs" / "demo", {**steps, **stages})
 
 
 def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[int, dict[str, Any]]:
@@ -162,3 +164,31 @@ def test_a_search_without_any_result_still_says_so(
     said = capsys.readouterr().out
     assert "trial 0 failed: first_stage from step 0 to 20: boom\n" in said
     assert "best:" not in said
+
+
+def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(recipe: Recipe, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert read_finished(store, "searches/s") is None
+    trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5], "stopped"))
+    report(trials, recipe, tmp_path)
+    assert read_finished(store, "searches/s") is None
+    for log in trials.values():
+        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
+    assert read_finished(store, "searches/s") == trials
+
+    file = tmp_path / "searches/s/trials.json"
+    whole = file.read_text()
+    for damaged in ("", whole[:-9], "[]", "{}", "[1]", whole.replace("results", "result")):
+        file.write_text(damaged)
+        assert read_finished(store, "searches/s") is None
+    file.write_text(whole)
+    (tmp_path / "segments" / trials[1].last["key"] / "record.json").write_text("{")
+    assert read_finished(store, "searches/s") is None
+
+
+def test_a_search_with_a_failed_trial_is_not_finished(recipe: Recipe, tmp_path: Path) -> None:
+    store, trials = Store(str(tmp_path)), numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4], "failed"))
+    for log in trials.values():
+        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
+    report(trials, recipe, tmp_path)
+    assert read_finished(store, "searches/s") is None

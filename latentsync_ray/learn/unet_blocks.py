@@ -1,4 +1,4 @@
-"""Building blocks of the UNet: residual layers, spatial attention, and the down, mid and up blocks.
+"""Building blocks of the UNet: residual layers, spatial and temporal attention, and the down, mid and up blocks.
 
 Everywhere below, hidden states are (B * F, C, H, W): the frames of a video are folded into the batch from the
 first convolution to the last. Only the group norms of the residual layers and the motion modules see that
