@@ -63,6 +63,10 @@ class _Run:
     stopping: bool = False
     last_busy: float = field(default_factory=time.monotonic)
 
+    def holds(self, number: int) -> bool:
+        """Whether order `number` is there; a rank may ask for it while another still reports the one before."""
+        return self.number == number and self.order is not None
+
 
 class Engine:
     """Shares segments among trials; to be made with `start_engine`."""
@@ -115,8 +119,8 @@ class Engine:
                 return outcome
             record = outcome
         unneeded = self._dispatcher.give(segment, trial)
-        await self._poke()
         self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
+        await self._poke()
         return {"key": key, "metrics": record["metrics"], "cached": cached}
 
     async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
@@ -183,9 +187,10 @@ class Engine:
         """Order `number` of a group, once there is one; None when the group is to end."""
         run = self._runs[group]
         async with self._changed:
-            await self._changed.wait_for(lambda: run.stopping or run.number != number or run.order is not None)
-        if run.stopping or run.number != number or run.order is None:
+            await self._changed.wait_for(lambda: run.stopping or run.number > number or run.holds(number))
+        if run.stopping or not run.holds(number):
             return None
+        assert run.order is not None
         parent = self._records.get(run.order.segment.parent)
         return {
             "segment": run.order.segment.to_dict(),
