@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers import ROOT, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +34,6 @@ def cluster() -> Iterator[None]:
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where synthetic clips are prepared, once for the session."""
     return tmp_path_factory.mktemp("data")
-
-
-@dataclass
-class Outcome:
-    """What a search has left behind."""
-
-    folder: Path
-    store: Path
-    exit_status: int
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text())
-
-    @property
-    def trials(self) -> list[dict[str, str]]:
-        with (self.folder / "trials.csv").open() as stream:
-            return list(csv.DictReader(stream))
-
-    @property
-    def executed(self) -> list[str]:
-        """Keys that workers began to train, from their own notes."""
-        return sorted(file.parts[-3] for file in self.store.glob("segments/*/executions/*.json"))
-
-    @property
-    def records(self) -> dict[str, dict[str, Any]]:
-        files = self.store.glob("segments/*/record.json")
-        return {file.parts[-2]: json.loads(file.read_text()) for file in files}
 
 
 MakeSearch = Callable[..., Path]

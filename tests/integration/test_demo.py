@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT, Outcome
 
 from latentsync_ray.config import LOSS_TERMS, LossConfig, Recipe
 from latentsync_ray.configfiles import load_recipe, stage_from_settings
@@ -19,8 +20,6 @@ from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
 from latentsync_ray.store import Store
-
-from .conftest import ROOT, Outcome
 
 pytestmark = pytest.mark.slow
 SPACE = "search_spaces/transition.yaml"

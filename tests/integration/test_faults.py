@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from helpers import ray_processes, when
 
 pytestmark = pytest.mark.slow
 
@@ -27,31 +26,6 @@ def undisturbed(outcome: Any, make_search: Any, run_search: Any, **search: Any) 
         return [(t["global_step"], t["val/recon"], t["status"]) for t in found.trials]
 
     return results(outcome) == results(clean)
-
-
-def when(condition: Callable[[], bool], then: Callable[[], None], seconds: float = 60) -> threading.Thread:
-    """Does something as soon as a condition holds, beside the search."""
-
-    def watch() -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if condition():
-                then()
-                return
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-def ray_processes(title: str) -> list[psutil.Process]:
-    """Processes of the cluster whose title contains a text."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(title in part for part in process.info["cmdline"] or []):
-            found.append(process)
-    return found
 
 
 def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_search: Any, run_search: Any) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-
-from .conftest import ROOT, Outcome
-from .test_faults import ray_processes, when
+from helpers import ROOT, Outcome, ray_processes, when
 
 pytestmark = pytest.mark.slow
 
