@@ -30,7 +30,7 @@ def tune(storage: Path) -> tuple[Outcome, float]:
     started = time.monotonic()
     command = [sys.executable, "-m", "latentsync_ray.tune", SPACE, f"storage={storage}"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("results: "))
     return Outcome(folder, storage, 0), time.monotonic() - started

@@ -141,7 +141,7 @@ def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, [child.name() for child in alive]
 
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     folder = Path(again.stdout.strip().splitlines()[-1].removeprefix("results: "))
     summary = json.loads((folder / "summary.json").read_text())

@@ -22,7 +22,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     vae, whisper = shared / "real" / "autoencoder", shared / "real" / "whisper-tiny.en-encoder"
     command = [sys.executable, "-m", "latentsync_ray.preprocess", str(shared / "real" / "clips"), str(folder)]
     options = ["--vae", str(vae), "--audio-encoder", str(whisper), "--resolution", "256"]
-    subprocess.run([*command, *options, "--validation", "demo1_00", "demo2_00"], check=True, timeout=500)
+    subprocess.run([*command, *options, "--validation", "demo1_00", "demo2_00"], check=True, timeout=1200)
     return [f"data.folder={folder}", f"components.vae={vae}"]
 
 
