@@ -12,7 +12,7 @@ import psutil
 import pytest
 from helpers import ROOT, Outcome, ray_processes, when
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.real]
 
 
 @pytest.fixture(scope="module")
