@@ -49,18 +49,19 @@ def test_what_trials_share_is_trained_once(scheduler: str, cluster: None, make_s
     outcome = run_search(space)
     trials = outcome.trials
     assert len(trials) == 16 and outcome.exit_status == 0
-    assert outcome.executed == sorted(enumerate_keys(space, trials))  # a list: each exactly once
+    executed = outcome.executed
+    assert executed == sorted(enumerate_keys(space, trials))  # a list: each exactly once
 
     summary = outcome.summary
     assert summary["steps_without_sharing"] == sum(int(trial["global_step"]) for trial in trials)
-    assert summary["steps_trained"] == summary["steps_distinct"] == 4 * len(outcome.executed)
+    assert summary["steps_trained"] == summary["steps_distinct"] == 4 * len(executed)
     stopped = [trial for trial in trials if trial["status"] == "stopped"]
     assert bool(stopped) == (scheduler == "asha")
 
     # The same command again: everything is found, and every decision is the same.
     (outcome.folder / "trials.json").unlink()  # as if it had not ended: the journal is replayed
     again = run_search(space)
-    assert again.executed == outcome.executed
+    assert again.executed == executed
     assert again.trials == trials
     assert again.summary["steps_trained"] == 0
 
@@ -88,8 +89,8 @@ def test_sharing_does_not_change_a_bit(cluster: None, make_search: Any, run_sear
 
 def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search()
-    short = run_search(space, "second_stage.num_steps=4")
+    before = run_search(space, "second_stage.num_steps=4").executed
     longer = run_search(space, "second_stage.num_steps=12")
-    assert Counter(short.executed) <= Counter(longer.executed)
-    assert len(longer.executed) - len(short.executed) == 2
+    assert Counter(before) <= Counter(longer.executed)
+    assert len(longer.executed) - len(before) == 2
     assert longer.executed == sorted(set(longer.executed))
