@@ -443,7 +443,7 @@ class SearchConfig:
     max_concurrent_trials: int = 16
     """Trials alive at once; each is a process of about 200 MB that only decides."""
     storage: str = "results"
-    """Folder or URI (s3://, gs://) of the store and of the results; relative to the working directory."""
+    """Folder (or file:// URI) of the store and of the results; relative to the working directory."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
     environment: Literal["reported", "strict"] = "reported"

@@ -37,7 +37,7 @@ class Store:
     """Records and states by key; its folders appear when something is written.
 
     Args:
-        uri: A local folder, or a URI that pyarrow knows, such as `s3://bucket/folder`.
+        uri: A folder, or its `file://` URI.
 
     Raises:
         UserError: The place cannot be used.
