@@ -124,6 +124,9 @@ def make_autoencoder(folder: Path) -> None:
     latents = torch.cat([autoencoder.encode(b.float() / 127.5 - 1).latents for b in frames.split(64)])
     autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     autoencoder.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["block_out_channels"]  # diffusers writes it, and warns of it when it reads it
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()

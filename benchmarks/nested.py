@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-import latentsync_ray.tune as ours  # sets what Ray reads from the environment
+import latentsync_ray.search as ours  # sets what Ray reads from the environment
 from latentsync_ray.configfiles import load_search, with_overrides
 from latentsync_ray.inputs import ready_inputs
 

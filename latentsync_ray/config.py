@@ -124,6 +124,8 @@ class ValidationConfig:
     """Windows of `data.num_frames` frames, spread over the held-out clips."""
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     """Diffusion timesteps, 0 to 999, at which every sample is measured."""
+    batch_size: int = 5
+    """Pairs of a window and a timestep that are measured at a time."""
     seed: int = 0
     """Chooses the windows and the noise."""
     mixed_noise_alpha: float = 1.0
@@ -133,8 +135,9 @@ class ValidationConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        if self.num_samples < 1:
-            yield "num_samples", "must be at least 1", "raise it"
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
         if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
             yield "timesteps", "must be a list of values from 0 to 999", "name at least one, for example [500]"
         yield from _seed_complaints(self.seed)

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from latentsync_ray.config import WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
@@ -56,6 +53,7 @@ class _Run:
     number: int = 0
     """Number of its first unfinished order; every rank asks by number, so ranks agree."""
     order: Order | None = None
+    started_at: float = field(default_factory=time.monotonic)
     joined_at: float | None = None
     joins: int = 0
     restarting: bool = False
@@ -136,12 +134,25 @@ class Engine:
 
     async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
         for values in segments:
+            self._start_in_time(values["start_step"], segments[-1]["end_step"])
             if "error" in await self.run(_PREFETCH, root, values):
                 break  # the trials meet it too, and say so
         await self.leave(_PREFETCH)
         self._dispatcher.positions.pop(_PREFETCH, None)
         async with self._changed:
             self._changed.notify_all()
+
+    def _start_in_time(self, global_step: int, branching_step: int) -> None:
+        """Starts the other groups when they will be up at the step from which trials differ, and no sooner."""
+        joined = [run for run in self._runs.values() if run.joined_at is not None]
+        if not joined or not self._trained:
+            return
+        startup_seconds = (joined[0].joined_at or 0.0) - joined[0].started_at
+        last = self._trained[-1]
+        seconds_per_step = (last["train_seconds"] + last["validate_seconds"]) / last["num_steps"]
+        if (branching_step - global_step) * seconds_per_step <= startup_seconds:
+            for _ in range(self._setup.workers.max_groups - len(self._runs)):
+                self._start(joined[0].num_workers)
 
     async def leave(self, trial: str) -> None:
         """A trial has ended."""
@@ -175,7 +186,8 @@ class Engine:
         """Rank 0 of a started or restarted group reports. Returns the number of the group's next order."""
         run = self._runs[group]
         run.joins += 1
-        run.joined_at = run.joined_at or time.monotonic()
+        run.last_busy = time.monotonic()
+        run.joined_at = run.joined_at or run.last_busy
         self._failed_starts = 0
         if run.joins > 1 and not run.restarting and run.order is not None:
             self._failed(run, "a worker was lost")
@@ -314,6 +326,10 @@ class Engine:
 
     def _fit(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
         """Runs a group to its end, in a thread of its own; an exception here would be lost, so it is handed on."""
+        # Ray imports this module wherever the engine is called from, and trials need no torch.
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
         error = None
         try:
             workers = self._setup.workers

@@ -15,15 +15,16 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import digest
+
+if TYPE_CHECKING:
+    import torch
 
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
@@ -94,6 +95,10 @@ class Store:
         Raises:
             DamagedEntryError: The file is gone or is not what was written.
         """
+        from safetensors.torch import (
+            load_file,
+        )  # torch is imported where tensors are: trials and the engine have none
+
         path = f"{self.root}/segments/{key}/state.safetensors"
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(path)
@@ -185,6 +190,8 @@ class Store:
         self.write_json(f"segments/{key}/record.json", {**record, "checksum": digest(record)})
 
     def _write_state(self, key: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
         folder = f"{self.root}/segments/{key}"
         self._filesystem.create_dir(folder, recursive=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -206,6 +213,8 @@ class Store:
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the names, types, shapes and bytes of the model's tensors in a state."""
+    import torch
+
     hasher = hashlib.sha256()
     for name in sorted(state):
         if name.startswith("model."):

@@ -9,7 +9,6 @@ import argparse
 
 from latentsync_ray.cli import run_cli
 from latentsync_ray.configfiles import search_of_one
-from latentsync_ray.tune import run_search
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe")
     options = parser.parse_args(arguments)
     search, recipe = search_of_one(options.recipe, options.overrides)
+
+    from latentsync_ray.search import run_search  # Ray and torch take seconds, which a mistyped key need not
+
     return run_search(search, recipe)
 
 

@@ -201,19 +201,28 @@ class LatentSyncTraining:
         names = [term for term in LOSS_TERMS if self._can_compute(term)]
         everything = LossConfig(**{term: float(term in names) for term in LOSS_TERMS})
         totals: dict[str, Tensor] = {}
-        timesteps = torch.tensor(setup.validation.timesteps, device=setup.device)
+        pairs = [
+            (index, timestep)
+            for index in range(setup.rank, len(self.validation_samples), setup.world_size)
+            for timestep in setup.validation.timesteps
+        ]
         self.unet.eval()
-        for index in range(setup.rank, len(self.validation_samples), setup.world_size):
-            sample = self.validation_samples[index]
-            draws = [_draw(setup.validation.seed, "validation", t, index, sample) for t in setup.validation.timesteps]
-            _, noise = self._noise(draws, setup.validation.mixed_noise_alpha)
-            batch = _collate([sample] * len(draws), setup.device)
+        for start in range(0, len(pairs), setup.validation.batch_size):
+            chunk = pairs[start : start + setup.validation.batch_size]
+            samples = [self.validation_samples[index] for index, _ in chunk]
+            draws = [
+                _draw(setup.validation.seed, "validation", timestep, index, sample)
+                for (index, timestep), sample in zip(chunk, samples, strict=True)
+            ]
+            timesteps, noise = self._noise(draws, setup.validation.mixed_noise_alpha)
+            batch = _collate(samples, setup.device)
             for term, value in self._loss_terms(self.unet, batch, timesteps, noise, everything).items():
-                totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value
+                totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value * len(chunk)
         self.unet.train()
         if not totals:  # more ranks than samples
             totals = {term: torch.zeros((), device=setup.device) for term in (*names, "sync_confidence")}
-        means = _mean_over_ranks(totals, setup.world_size, divide_by=len(self.validation_samples))
+        num_pairs = len(self.validation_samples) * len(setup.validation.timesteps)
+        means = _mean_over_ranks(totals, setup.world_size, divide_by=num_pairs)
         return {f"val/{term}": value for term, value in means.items()}
 
     def state(self) -> dict[str, Tensor]:

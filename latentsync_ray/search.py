@@ -1,8 +1,7 @@
-"""The main command: `python -m latentsync_ray.tune search_spaces/transition.yaml [key=value ...]`."""
+"""A search from its settings to its results: the cluster, the engine, and Ray Tune's own search over them."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -18,6 +17,7 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # every segment is stored: nothing to save in haste
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # glibc would give memory back to the system after every step and fetch it again: a quarter of a small model's time.
@@ -31,9 +31,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from latentsync_ray.cli import run_cli
 from latentsync_ray.config import Recipe, SearchConfig, UserError
-from latentsync_ray.configfiles import load_search
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.journal import Journal, JournaledScheduler
@@ -48,16 +46,6 @@ from latentsync_ray.worker import environment
 
 MAX_TRIAL_RESTARTS = 3
 """How often a trial whose process was lost begins again; it finds what it had in the store."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line and runs the search. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.tune", description=__doc__)
-    parser.add_argument("search_space", help="a file such as search_spaces/transition.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
-    options = parser.parse_args(arguments)
-    search, recipe = load_search(options.search_space, options.overrides)
-    return run_search(search, recipe)
 
 
 def run_search(search: SearchConfig, recipe: Recipe) -> int:
@@ -241,7 +229,3 @@ def domain(space: dict[str, Any]) -> Any:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial_number(trial.trial_id):04d}"
-
-
-if __name__ == "__main__":
-    run_cli(main)
