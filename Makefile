@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv tune train test test-real check assets bench clean
+.PHONY: venv tune train test check assets bench clean
 
 venv: $(STAMP)
 
@@ -24,17 +24,14 @@ train: $(STAMP)
 	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not real' $(ARGS)
-
-test-real: $(STAMP)
-	$(BIN)/python -m pytest -m real $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -m 'not slow and not real' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 assets: $(STAMP)
 	$(BIN)/python assets/make_assets.py $(ARGS)

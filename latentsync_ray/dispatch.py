@@ -189,18 +189,18 @@ class Dispatcher:
             del self.orders[key]
         return self.orders.pop(key, None) if len(order.errors) >= MAX_FAILURES else None
 
-    def state_lost(self, name: str, parent: str) -> None:
-        """The stored state that the group was to start from is damaged or gone: it will be trained again."""
-        group = self.groups[name]
-        assert group.order is not None
-        order = self.orders[group.order]
-        order.group, group.order, group.held = None, None, None
+    def state_lost(self, name: str, parent: str, error: str) -> Order | None:
+        """The stored state that the group was to start from is damaged or gone: it will be trained again.
+
+        Returns:
+            The order, with its errors, if that has happened too often.
+        """
         self.kept.discard(parent)
-        if not order.waiters:
-            del self.orders[order.segment.key]
+        given_up = self.fail(name, error)
         for other in list(self.orders.values()):
             for trial in list(other.waiters):
                 self.ask(other.segment, trial)
+        return given_up
 
     def add_group(self, name: str, num_workers: int) -> Group:
         """A group is being started."""

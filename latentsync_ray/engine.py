@@ -106,7 +106,7 @@ class Engine:
         if key in self._errors:
             return {"error": self._errors[key]}
         record = await self._record(key)
-        cached = record is not None or key in self._answers
+        cached = record is not None or key in self._dispatcher.orders
         if record is None:
             await self._learn_ancestors(segment)
             answer = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
@@ -243,7 +243,9 @@ class Engine:
         else:
             self._notice(f"{error}; it will be trained again")
             self._records[lost_parent]["state"]["status"] = "dropped"
-            self._dispatcher.state_lost(group, lost_parent)
+            given_up = self._dispatcher.state_lost(group, lost_parent, error)
+            if given_up is not None:
+                self._give_up(given_up)
             for order in list(self._dispatcher.orders.values()):
                 await self._learn_ancestors(order.segment)
                 for trial in list(order.waiters):

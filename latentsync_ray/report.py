@@ -74,7 +74,11 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         if number not in self._writers:
             self._writers[number] = SummaryWriter(str(self._folder / f"trial-{number:04d}"))
         writer, stage, end = self._writers[number], result["stage"], result["global_step"]
-        record = self._store.read_record(result["key"])
+        try:
+            record = self._store.read_record(result["key"])
+        except DamagedEntryError as error:
+            print(f"{error}; TensorBoard lacks its losses", flush=True)
+            record = None
         steps = record["steps"] if record else []
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():

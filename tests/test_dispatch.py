@@ -240,7 +240,7 @@ def test_a_lost_state_is_trained_again_from_the_nearest_kept_ancestor() -> None:
     made.kept.add(one.key)
     made.ask(four, "t0")
     assert made.assign("g0", 0.0).segment == four
-    made.state_lost("g0", three.key)
+    made.state_lost("g0", three.key, "damaged")
     made.ask(four, "t1")
     assert [order.segment for order in made.ready()] == [two]
     train(made, two)
@@ -263,10 +263,23 @@ def test_a_lost_state_that_nobody_waits_for_is_left_alone() -> None:
     made.ask(sibling, "t1")
     assert made.assign("g0", 0.0).segment == two
     made.leave("t0")
-    made.state_lost("g0", one.key)
+    made.state_lost("g0", one.key, "damaged")
     assert set(made.orders) == {one.key, sibling.key}
     train(made, one)
     train(made, sibling)
+
+
+def test_a_store_that_loses_every_state_ends_in_an_error() -> None:
+    made = dispatcher(num_groups=1)
+    one, two = lineage(0, "ab")
+    made.add_done(one, state_kept=True)
+    made.ask(two, "t0")
+    for number in range(MAX_FAILURES):
+        assert made.assign("g0", 0.0).segment == two
+        given_up = made.state_lost("g0", one.key, f"damaged {number}")
+        if given_up is None:
+            train(made, one)
+    assert given_up is not None and given_up.errors == ["damaged 0", "damaged 1"]
 
 
 def test_ancestors_that_nobody_has_told_of_are_asked_for() -> None:
@@ -421,12 +434,14 @@ class Search:
         assert key is not None
         segment = self.made.orders[key].segment
         kind = self.rng.choice(["order", "group", "state"])
+        self.failures[key] += bool(self.made.orders[key].waiters)
         if kind == "state" and segment.parent != "root":
             self.stored.discard(segment.parent)
-            self.made.state_lost(name, segment.parent)
-            return
-        self.failures[key] += bool(self.made.orders[key].waiters)
-        given_up = self.made.fail(name, "fault") if kind == "order" else self.made.remove_group(name, "lost")
+            given_up = self.made.state_lost(name, segment.parent, "damaged")
+        elif kind == "group":
+            given_up = self.made.remove_group(name, "lost")
+        else:
+            given_up = self.made.fail(name, "fault")
         if given_up is not None:
             self.give_up(given_up)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, Outcome
 
-from latentsync_ray.config import LOSS_TERMS, LossConfig, Recipe
+from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import load_recipe, stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
@@ -83,9 +83,6 @@ def test_stage_one_halves_the_validation_loss(demo: Outcome) -> None:
     assert first_stage[-1] <= first_stage[0] / 2
 
 
-@pytest.mark.xfail(
-    strict=False, reason="does not hold yet: val/sync rises from 1.48 to 1.56 in 40 steps (see LOG.md)"
-)
 def test_stage_two_improves_sync_and_keeps_recon(demo: Outcome) -> None:
     records = lineage(demo, demo.summary["best"])
     before = [r["metrics"] for r in records if r["segment"]["stage"] == "first_stage"][-1]
@@ -114,18 +111,6 @@ def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: Recipe) -> 
     swapped = trained.validate()
     print(f"sync loss with its own sound {own['val/sync']:.3f}, with another clip's {swapped['val/sync']:.3f}")
     assert swapped["val/sync"] > 1.1 * own["val/sync"]
-
-
-@pytest.mark.parametrize("term", LOSS_TERMS)
-def test_each_loss_term_alone_reaches_the_unet(term: str, recipe: Recipe) -> None:
-    from dataclasses import replace
-
-    model = training(recipe)
-    alone = LossConfig(**{other: float(other == term) for other in LOSS_TERMS})
-    model.build("second_stage", replace(recipe.second_stage, loss=alone, batch_size=1), None, "")
-    metrics = model.step(0, 0)
-    assert metrics["grad_norm"] > 0
-    assert all(p.grad is not None for name, p in model.trainable if "attentions." in name)
 
 
 def test_the_same_command_again_trains_nothing(demo: Outcome) -> None:

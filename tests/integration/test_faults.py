@@ -59,6 +59,9 @@ def test_a_worker_killed_in_mid_segment(
     assert (tmp_path / "killed").exists() and outcome.exit_status == 0
     assert len(outcome.executed) <= len(set(outcome.executed)) + 1
     assert any("first_stage to step 8" in notice for notice in outcome.summary["notices"])
+    notes = sorted(file.stat().st_mtime for file in outcome.store.glob("segments/*/executions/*.json"))
+    fault_time = (tmp_path / "killed").stat().st_mtime
+    print(f"tried again {next(note for note in notes if note > fault_time) - fault_time:.1f} s after the fault")
     clean = run_search(make_search(), *settings, store="undisturbed")
     assert [t["val/recon"] for t in outcome.trials] == [t["val/recon"] for t in clean.trials]
 

@@ -41,6 +41,30 @@ def enumerate_keys(space: Path, trials: list[dict[str, str]]) -> set[str]:
     return keys
 
 
+def enumerate_spans(trials: list[dict[str, str]]) -> set[tuple[Any, ...]]:
+    """Which stretches there must be, from nothing but trials.csv: a trunk, and a branch for each trial of its own."""
+    spans: set[tuple[Any, ...]] = set()
+    for trial in trials:
+        end, leave = int(trial["global_step"]), int(trial["transition_step"] or trial["global_step"])
+        lr = float(trial["second_stage.optimizer.lr"])
+        spans |= {("first_stage", stop) for stop in range(4, leave + 1, 4)}
+        spans |= {("second_stage", stop, leave, lr) for stop in range(leave + 4, end + 1, 4)}
+    return spans
+
+
+def trained_spans(outcome: Any) -> list[tuple[Any, ...]]:
+    """The same from the records of what workers noted that they train."""
+    spans: list[tuple[Any, ...]] = []
+    for key in outcome.executed:
+        segment = outcome.records[key]["segment"]
+        if segment["stage"] == "first_stage":
+            spans.append(("first_stage", segment["end_step"]))
+        else:
+            lr = segment["config"]["optimizer"]["lr"]
+            spans.append(("second_stage", segment["end_step"], segment["stage_start_step"], lr))
+    return spans
+
+
 @pytest.mark.parametrize("scheduler", ["fifo", "asha"])
 def test_what_trials_share_is_trained_once(scheduler: str, cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(
@@ -51,6 +75,7 @@ def test_what_trials_share_is_trained_once(scheduler: str, cluster: None, make_s
     assert len(trials) == 16 and outcome.exit_status == 0
     executed = outcome.executed
     assert executed == sorted(enumerate_keys(space, trials))  # a list: each exactly once
+    assert sorted(trained_spans(outcome)) == sorted(enumerate_spans(trials))
 
     summary = outcome.summary
     assert summary["steps_without_sharing"] == sum(int(trial["global_step"]) for trial in trials)

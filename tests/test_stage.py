@@ -1,0 +1,116 @@
+"""The two-stage training by itself: exact restarts, every loss term, the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentsync_ray.config import LOSS_TERMS, LossConfig, OptimizerConfig, Recipe
+from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
+from latentsync_ray.store import Store, weights_sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+SEGMENTS = [
+    ("first_stage", 0, 2),
+    ("first_stage", 2, 4),
+    ("second_stage", 4, 6),
+    ("second_stage", 6, 8),
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The demo's, with two short clips."""
+    small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 30, "num_validation_speakers": 1}
+    overrides = {f"data.synthetic.{name}": value for name, value in small.items()}
+    overrides |= {"data.folder": str(tmp_path_factory.mktemp("data")), "validation.num_samples": 3}
+    return ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides))[0]
+
+
+def new_training(recipe: Recipe) -> LatentSyncTraining:
+    return LatentSyncTraining(
+        TrainingSetup(
+            samples=PreparedClips.open(recipe.data.folder),
+            components=recipe.components,
+            validation=recipe.validation,
+            num_frames=recipe.data.num_frames,
+            seed=recipe.seed,
+            device=torch.device("cpu"),
+        )
+    )
+
+
+def run(
+    training: LatentSyncTraining, recipe: Recipe, segments: list[tuple[str, int, int]], state: Mapping | None, of: str
+) -> list[tuple[str, dict[str, float], dict[str, torch.Tensor]]]:
+    """Trains segments one after another in one process, building only where the stage changes, as a warm worker does.
+
+    Returns:
+        For each segment its weights' hash, its metrics and its state.
+    """
+    results = []
+    for number, (stage, start, end) in enumerate(segments):
+        if number == 0 or stage != of:
+            training.build(stage, getattr(recipe, stage), state, of)
+        stage_start = next(first for name, first, _ in SEGMENTS if name == stage)
+        losses = [training.step(step, step - stage_start) for step in range(start, end)]
+        metrics = training.validate() | {f"loss {i}": value["loss"] for i, value in enumerate(losses)}
+        # The optimizer goes on changing its tensors in place: a state that is looked at later is a copy.
+        state, of = {name: tensor.clone() for name, tensor in training.state().items()}, stage
+        results.append((weights_sha256(state), metrics, state))
+    return results
+
+
+def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+    whole = run(new_training(recipe), recipe, SEGMENTS, None, "")
+    assert len({weights for weights, _, _ in whole}) == len(SEGMENTS)
+    store = Store(str(tmp_path))
+    for boundary in range(1, len(SEGMENTS)):
+        key = f"{boundary:064d}"
+        record = store.publish(key, {}, whole[boundary - 1][2])
+        stored = store.read_state(key, record["state"])
+        rest = run(new_training(recipe), recipe, SEGMENTS[boundary:], stored, SEGMENTS[boundary - 1][0])
+        for (weights, metrics, state), (weights_again, metrics_again, state_again) in zip(
+            whole[boundary:], rest, strict=True
+        ):
+            assert weights_again == weights
+            assert metrics_again == metrics
+            assert all(torch.equal(state[name], state_again[name]) for name in state | state_again)
+
+
+@pytest.mark.parametrize("term", LOSS_TERMS)
+def test_each_loss_term_alone_reaches_the_unet(term: str, recipe: Recipe) -> None:
+    training = new_training(recipe)
+    alone = LossConfig(**{other: float(other == term) for other in LOSS_TERMS})
+    training.build("second_stage", replace(recipe.second_stage, loss=alone, batch_size=1), None, "")
+    assert training.step(0, 0)["grad_norm"] > 0
+    attentions = [parameter for name, parameter in training.trainable if "attentions." in name]
+    assert attentions and all(parameter.grad is not None for parameter in attentions)
+
+
+def test_validation_does_not_depend_on_how_many_pairs_are_measured_at_a_time(recipe: Recipe) -> None:
+    results = []
+    for batch_size in (1, 2, 6):
+        validation = replace(recipe.validation, batch_size=batch_size, timesteps=(300, 700))
+        training = new_training(replace(recipe, validation=validation))
+        training.build("first_stage", recipe.first_stage, None, "")
+        results.append(training.validate())
+    assert set(results[0]) == {"val/recon", "val/sync", "val/sync_confidence", "val/lpips", "val/trepa"}
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-4)
+
+
+def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: Recipe) -> None:
+    training = new_training(recipe)
+    optimizer = OptimizerConfig(lr=1e30)
+    training.build("first_stage", replace(recipe.first_stage, optimizer=optimizer), None, "")
+    with pytest.raises(FloatingPointError, match=r"step [23]: the (recon loss|gradient norm) is"):
+        for step in range(3):
+            training.step(step, step)
