@@ -79,7 +79,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ComponentsConfig:
-    """The frozen networks. A value that begins with `.`, `/` or `~` is a folder, any other a hub id."""
+    """The frozen networks and the first weights; what begins with `.`, `/` or `~` is a path, all else a hub id."""
 
     vae: str
     """AutoencoderKL or AutoencoderTiny (diffusers)."""
@@ -91,6 +91,9 @@ class ComponentsConfig:
     """VGG features with their linear weights, for the LPIPS loss."""
     video_encoder: str | None = None
     """VideoMAE (transformers), for the TREPA loss."""
+    unet: str | None = None
+    """Weights that training starts from: LatentSync's own checkpoint (.pt), a .safetensors file, or a UNet folder;
+    null draws random ones. With `transition.at_step` 0 it is stage two that starts from them."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ class TransitionConfig:
     min_step: int = 0
     """Stage one does not end before."""
     at_step: int | None = None
-    """True from this step on."""
+    """True from this step on; 0 leaves stage one out."""
     plateau: PlateauConfig | None = None
     """True when a metric has stopped improving."""
     below: BelowConfig | None = None
@@ -211,8 +214,6 @@ class TransitionConfig:
         if self.at_step is not None and not self.min_step <= self.at_step <= self.max_step:
             bounds = f"min_step ({self.min_step}) to max_step ({self.max_step})"
             yield "at_step", f"must be from {bounds}", "move it or the bounds"
-        if self.at_step == 0:
-            yield "at_step", "must be at least one report boundary", "raise it"
 
 
 @dataclass(frozen=True)

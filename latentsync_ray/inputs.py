@@ -14,7 +14,8 @@ from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
 from latentsync_ray.learn.stage import Training
 from latentsync_ray.preprocess import prepare
-from latentsync_ray.segment import digest
+from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, digest
+from latentsync_ray.transition import should_transition
 
 
 def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
@@ -73,17 +74,17 @@ def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recip
 
 
 def _fingerprint(name: str, source: str) -> str:
-    """SHA-256 over the names and contents of a folder's files; of the name itself for a hub id."""
-    folder = Path(source)
+    """SHA-256 over the names and contents of a folder's files, or of a file; of the name itself for a hub id."""
+    path = Path(source)
     hasher = hashlib.sha256()
-    if not folder.is_absolute():
+    if not path.is_absolute():
         hasher.update(f"hub {source}".encode())
         return hasher.hexdigest()
-    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise UserError(f"{name}: must be a folder with a model or a hub id, got {source}; correct the path")
     for file in files:
-        hasher.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        hasher.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 hasher.update(chunk)
@@ -96,8 +97,9 @@ def _check_stages(recipe: Recipe) -> None:
         training: type[Training] = pkgutil.resolve_name(recipe.training)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"training: must be module:class, got {recipe.training}: {error}; correct it") from None
+    starting = SECOND_STAGE if should_transition(recipe.transition, []) else FIRST_STAGE
     for stage in STAGE_FILES:
         try:
-            training.check(getattr(recipe, stage))
+            training.check(getattr(recipe, stage), recipe.components.unet if stage == starting else None)
         except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"{stage}: must be a stage that can be built: {error}; correct its file") from None

@@ -164,6 +164,8 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
     if not search.share or any(name.startswith(("seed", "training", "first_stage")) for name in names):
         return
     certain = 0 if "transition.min_step" in names else recipe.transition.min_step
+    if certain == 0 and ("transition.at_step" in names or recipe.transition.at_step == 0):
+        return  # a trial may leave stage one out
     root = root_key(recipe, setup.fingerprints, setup.extra)
     segments: list[Segment] = []
     while not segments or segments[-1].end_step < certain:

@@ -15,7 +15,7 @@ from typing import Any
 
 from latentsync_ray.config import Recipe, StageConfig
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised by hand when a change of the code changes the numbers that training gives; a golden test guards it."""
 
 FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
@@ -104,10 +104,10 @@ def next_segment(recipe: Recipe, root: str, last: Segment | None, leave_first_st
         recipe: The trial's effective recipe.
         root: Key of the state before the first step.
         last: What the trial trained last; None at its start.
-        leave_first_stage: What the transition policy says, if `last` belongs to stage one.
+        leave_first_stage: What the transition policy says, unless `last` belongs to stage two.
     """
     if last is None:
-        stage, parent, start, stage_start = FIRST_STAGE, root, 0, 0
+        stage, parent, start, stage_start = (SECOND_STAGE if leave_first_stage else FIRST_STAGE), root, 0, 0
     elif last.stage == FIRST_STAGE and leave_first_stage:
         stage, parent, start, stage_start = SECOND_STAGE, last.key, last.end_step, last.end_step
     else:

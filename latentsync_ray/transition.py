@@ -18,13 +18,14 @@ def should_transition(policy: TransitionConfig, history: Sequence[Observation]) 
 
     Args:
         policy: Conditions and bounds.
-        history: All boundaries of stage one so far, oldest first.
+        history: All boundaries of stage one so far, oldest first; none before the first step.
 
     Raises:
         KeyError: A condition reads a metric that was not validated.
     """
-    if not history:
-        return False
+    if not history:  # only a threshold can speak before the first step
+        alone = policy.plateau is None and policy.below is None
+        return policy.at_step == 0 and (policy.combine == "any" or alone)
     step = history[-1].global_step
     if step >= policy.max_step:
         return True

@@ -226,7 +226,6 @@ MODEL: dict[str, Any] = {}
         (TransitionConfig(max_step=0), "max_step"),
         (TransitionConfig(max_step=20, min_step=40), "min_step"),
         (TransitionConfig(max_step=40, min_step=20, at_step=0), "at_step"),
-        (TransitionConfig(max_step=40, at_step=0), "at_step"),
         (OptimizerConfig(lr=0.0), "lr"),
         (OptimizerConfig(eps=math.nan), "eps"),
         (OptimizerConfig(max_grad_norm=-1.0), "max_grad_norm"),

@@ -179,3 +179,16 @@ def test_settings_and_segments_survive_json() -> None:
     assert stage_settings(stage_from_settings(stored)) == stage_settings(stage)
     for segment in walk(make_recipe(), 40):
         assert Segment(**json.loads(json.dumps(segment.to_dict()))).key == segment.key
+
+
+def test_a_threshold_of_zero_leaves_stage_one_out() -> None:
+    recipe = make_recipe()
+    first = next_segment(recipe, "root", None, True)
+    assert first is not None
+    assert (first.stage, first.parent, first.start_step, first.stage_start_step, first.end_step) == (
+        "second_stage",
+        "root",
+        0,
+        0,
+        10,
+    )

@@ -13,6 +13,7 @@ from latentsync_ray.config import LOSS_TERMS, LossConfig, OptimizerConfig, Recip
 from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.learn.interop import write_official
 from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
 from latentsync_ray.store import Store, weights_sha256
 
@@ -114,3 +115,20 @@ def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: Recipe) -
     with pytest.raises(FloatingPointError, match=r"step [23]: the (recon loss|gradient norm) is"):
         for step in range(3):
             training.step(step, step)
+
+
+def test_the_stage_that_starts_takes_the_given_weights(recipe: Recipe, tmp_path: Path) -> None:
+    given = new_training(replace(recipe, seed=5))
+    given.build("first_stage", recipe.first_stage, None, "")
+    weights = {name: tensor.clone() for name, tensor in given.unet.state_dict().items()}
+    write_official(tmp_path / "unet.pt", weights, 0)
+    training = new_training(replace(recipe, components=replace(recipe.components, unet=str(tmp_path / "unet.pt"))))
+    for stage in ("first_stage", "second_stage"):
+        training.build(stage, getattr(recipe, stage), None, "")
+        started = training.unet.state_dict()
+        assert all(torch.equal(started[name], weights[name]) for name in weights)
+    # What a segment leaves behind comes before the weights that the first one started from.
+    training.step(0, 0)
+    state = training.state()
+    training.build("second_stage", recipe.second_stage, state, "second_stage")
+    assert all(torch.equal(training.unet.state_dict()[name], state[f"model.{name}"]) for name in weights)

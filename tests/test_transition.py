@@ -33,6 +33,13 @@ def plateau(values: list[float], **settings: float) -> int | None:
 
 def test_nothing_trained_yet_is_never_the_end() -> None:
     assert not should_transition(TransitionConfig(max_step=20, at_step=20), [])
+    # A threshold of 0 leaves stage one out; what looks at metrics cannot say so.
+    below = BelowConfig(value=9.0)
+    assert should_transition(TransitionConfig(max_step=20, at_step=0), [])
+    assert should_transition(TransitionConfig(max_step=20, at_step=0, combine="all"), [])
+    assert should_transition(TransitionConfig(max_step=20, at_step=0, below=below), [])
+    assert not should_transition(TransitionConfig(max_step=20, at_step=0, below=below, combine="all"), [])
+    assert not should_transition(TransitionConfig(max_step=20, below=below), [])
 
 
 def test_a_plateau_lasts_patience_steps_after_the_best_boundary() -> None:

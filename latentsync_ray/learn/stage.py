@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from latentsync_ray.config import LOSS_TERMS, ComponentsConfig, LossConfig, StageConfig, ValidationConfig
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
+from latentsync_ray.learn.interop import read_weights
 from latentsync_ray.learn.losses import LPIPS, TREPALoss, recon_loss, sync_loss
 from latentsync_ray.learn.syncnet import StableSyncNet
 from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable, warm_start
@@ -32,8 +33,13 @@ class Training(Protocol):
         ...
 
     @staticmethod
-    def check(config: StageConfig) -> None:
-        """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time."""
+    def check(config: StageConfig, start: str | None) -> None:
+        """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time.
+
+        Args:
+            config: The stage's settings.
+            start: Weights that it is to start from (`components.unet`), if it is the one to start.
+        """
         ...
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
@@ -121,10 +127,13 @@ class LatentSyncTraining:
         )
 
     @staticmethod
-    def check(config: StageConfig) -> None:
+    def check(config: StageConfig, start: str | None) -> None:
         """Builds the UNet without memory; see `Training.check`."""
         with torch.device("meta"):
-            select_trainable(UNet3DConditionModel(**config.model), config.trainable_modules)
+            unet = UNet3DConditionModel(**config.model)
+        select_trainable(unet, config.trainable_modules)
+        if start is not None:
+            warm_start(unet, read_weights(start, "meta"))
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         """Builds UNet, optimizer and LR schedule; see `Training.build`."""
@@ -134,10 +143,14 @@ class LatentSyncTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(self.setup.seed, "initial weights", stage))
             self.unet = UNet3DConditionModel(**config.model)
-        weights = {name[len("model.") :]: t for name, t in (state or {}).items() if name.startswith("model.")}
+        start = self.setup.components.unet
+        if state is None and start is not None:
+            weights = read_weights(start)
+        else:
+            weights = {name[len("model.") :]: t for name, t in (state or {}).items() if name.startswith("model.")}
         if state is not None and stage == state_stage:
             self.unet.load_state_dict(weights)
-        elif state is not None:
+        elif weights:
             warm_start(self.unet, weights)
         self.unet.to(self.setup.device).train()
 

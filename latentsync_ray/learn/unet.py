@@ -230,21 +230,25 @@ def warm_start(unet: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load first-stage weights into a UNet whose motion modules may be new.
 
     Args:
-        unet: Motion modules without a counterpart in `state_dict` keep their values.
+        unet: If `state_dict` has no motion modules, its own keep their values.
         state_dict: Of a UNet with the same configuration but for the motion modules.
 
     Raises:
         ValueError: other keys are missing, or some are unexpected or of another shape; the UNet is left as it was.
     """
     own = unet.state_dict()
+    are_new = not any("motion_modules." in name for name in state_dict)
     problems = {
-        "missing": [name for name in own if name not in state_dict and "motion_modules." not in name],
-        "unexpected": [name for name in state_dict if name not in own],
-        "of another shape": [
-            name for name in own if name in state_dict and own[name].shape != state_dict[name].shape
-        ],
+        "missing": [n for n in own if n not in state_dict and not (are_new and "motion_modules." in n)],
+        "unexpected": [n for n in state_dict if n not in own],
+        "of another shape": [n for n in own if n in state_dict and own[n].shape != state_dict[n].shape],
     }
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"the weights do not fit the UNet: {found}")
     unet.load_state_dict(state_dict, strict=False)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -24,7 +24,7 @@ class TrivialTraining:
         self.setup = setup
 
     @staticmethod
-    def check(config: StageConfig) -> None:
+    def check(config: StageConfig, start: str | None) -> None:
         unknown = set(config.model) - {"step_seconds", "fail_at_step", "fail_once", "kill_once"}
         if unknown:
             raise ValueError(f"unknown settings {sorted(unknown)}")

@@ -1,0 +1,94 @@
+"""Writes a trial's UNet as a file for LatentSync's scripts, or as a diffusers folder.
+
+python -m latentsync_ray.export RESULTS unet.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from latentsync_ray.cli import run_cli
+from latentsync_ray.config import UserError
+from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.store import DamagedEntryError, Store
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line and exports. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.export", description=__doc__)
+    parser.add_argument("results", type=Path, help="the folder that a search has printed last")
+    parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")
+    parser.add_argument("--trial", type=int, help="number of the trial (the best)")
+    parser.add_argument(
+        "--stage", choices=(FIRST_STAGE, SECOND_STAGE), help="stage at whose end (the last that the trial reached)"
+    )
+    options = parser.parse_args(arguments)
+    if options.out.exists():
+        raise UserError(f"{options.out}: must not exist yet; name another file or folder")
+    results = options.results.resolve()
+    store = Store(str(results.parents[1])) if results.parent.name == "searches" else None
+    if store is None or not results.is_dir():
+        raise UserError(f"{options.results}: must be a folder that a search has printed last; correct the path")
+    export(store, results.name, options.out, options.trial, options.stage)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def export(store: Store, search: str, out: Path, trial: int | None, stage: str | None) -> None:
+    """Writes the UNet of a trial.
+
+    Args:
+        store: Where the search is kept.
+        search: Name of its folder below `searches`.
+        out: A .pt file, or a folder to make.
+        trial: Its number; None for the best.
+        stage: At whose end; None for the last that it reached.
+
+    Raises:
+        UserError: There is no such trial, or its state is no longer kept.
+    """
+    record = _record(store, search, trial, stage)
+    segment = record["segment"]
+    try:
+        state = store.read_state(record["key"], record["state"])
+    except DamagedEntryError as error:
+        raise UserError(f"{error}; run the search again, it trains what is missing") from None
+    weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
+
+    from latentsync_ray.learn.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
+
+    if out.suffix in OFFICIAL_SUFFIXES:
+        write_official(out, weights, segment["end_step"])
+    else:
+        write_diffusers(out, segment["config"]["model"], weights)
+
+
+def _record(store: Store, search: str, trial: int | None, stage: str | None) -> dict[str, Any]:
+    """The record of the last segment of a trial, or of a stage of it."""
+    table = store.read_bytes(f"searches/{search}/trials.csv")
+    text = store.read_bytes(f"searches/{search}/summary.json")
+    if table is None or text is None:
+        raise UserError(f"{search}: has no results yet; let the search end")
+    summary = json.loads(text)
+    if trial is None:
+        if summary["best"] is None:
+            raise UserError(f"{search}: no trial of it has a result; name another search")
+        trial = summary["best"]["trial"]
+    keys = {int(row["trial"]): row["key"] for row in csv.DictReader(io.StringIO(table.decode()))}
+    if not keys.get(trial):
+        raise UserError(f"--trial: must be one of {', '.join(str(n) for n, key in keys.items() if key)}, got {trial}")
+    record = store.read_record(keys[trial])
+    while record is not None and stage is not None and record["segment"]["stage"] != stage:
+        record = store.read_record(record["segment"]["parent"])
+    if record is None:
+        raise UserError(f"--stage: trial {trial} has not been in {stage}; choose the other one")
+    return record
+
+
+if __name__ == "__main__":
+    run_cli(main)
