@@ -280,11 +280,15 @@ class StageConfig:
     lr_scheduler: LRSchedulerConfig = field(default_factory=LRSchedulerConfig)
     """The stage's own learning-rate schedule."""
     batch_size: int = 1
-    """Samples a step over all workers."""
+    """Samples a step over all workers and micro-batches."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches of a worker's share, one after another: less memory, the same step."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory, more time."""
     mixed_noise_alpha: float = 1.0
     """Share of the noise that is common to the frames of a clip (PYoCo, Ge et al. 2023); 0 for none."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the networks under autocast."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16 and float16 run the networks under autocast, float16 with a scaled loss."""
     num_workers: int = 1
     """Processes that train one trial together (the world size)."""
     num_threads: int = 1
@@ -294,12 +298,17 @@ class StageConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        for name in ("batch_size", "num_workers", "num_threads", "report_every_steps"):
+        counts = ("batch_size", "gradient_accumulation_steps", "num_workers", "num_threads", "report_every_steps")
+        for name in counts:
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
+        shares = self.num_workers * self.gradient_accumulation_steps
         if self.num_workers >= 1 and self.batch_size % self.num_workers:
             rule = f"must be a multiple of num_workers ({self.num_workers})"
             yield "batch_size", rule, "change either, so that every worker gets an equal share"
+        elif shares >= 1 and self.batch_size % shares:
+            rule = f"must be a multiple of num_workers * gradient_accumulation_steps ({shares})"
+            yield "batch_size", rule, "change either, so that all micro-batches are equal"
         if self.mixed_noise_alpha < 0 or not math.isfinite(self.mixed_noise_alpha):
             yield "mixed_noise_alpha", "must be finite and not negative", "1 is the official value"
         if self.trainable_modules is not None and not self.trainable_modules:

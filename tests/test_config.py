@@ -1,6 +1,7 @@
 """Recipes and searches as they are read, overridden and written; the rules of single values."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,22 @@ def test_the_committed_search_spaces_and_their_recipes_are_valid(file: Path) -> 
     search, _ = load_search(file, [])
     assert search.name == file.stem
     assert search.param_space
+
+
+@pytest.mark.parametrize(
+    ("name", "second"), [("256", "stage2"), ("256_efficient", "stage2_efficient"), ("512", "stage2")]
+)
+def test_the_official_recipes_have_the_official_values(name: str, second: str, shared: Path) -> None:
+    recipe = load_recipe(ROOT / "configs" / name)
+    trepa = 0.0 if second == "stage2_efficient" else 10.0
+    assert recipe.first_stage.loss == LossConfig(recon=1.0)
+    assert recipe.second_stage.loss == LossConfig(recon=1.0, sync=0.05, lpips=0.1, trepa=trepa)
+    for stage, official in ((recipe.first_stage, "stage1"), (recipe.second_stage, second)):
+        manifest = json.loads((shared / "golden" / f"manifest_unet_{official}.json").read_text())
+        assert stage.model == manifest["model"]
+        assert (stage.trainable_modules and list(stage.trainable_modules)) == manifest["trainable_modules"]
+        assert stage.optimizer == OptimizerConfig(lr=1e-5, max_grad_norm=1.0)
+        assert (stage.lr_scheduler.name, stage.mixed_noise_alpha, recipe.data.num_frames) == ("constant", 1.0, 16)
 
 
 def test_folders_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

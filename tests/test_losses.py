@@ -37,12 +37,13 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def small_syncnet() -> StableSyncNet:
+def small_syncnet(resolution: int | None = 16) -> StableSyncNet:
     """For two frames of 16 x 16 pixels, lower half, and 26 mel columns."""
     encoder = {"block_out_channels": [32, 128], "attn_blocks": [0, 0], "dropout": 0.0}
     network = StableSyncNet(
         audio_encoder={"in_channels": 1, "downsample_factors": [[20, 13], [4, 2]], **encoder},
         visual_encoder={"in_channels": 6, "downsample_factors": [[2, 4], 4], **encoder},
+        resolution=resolution,
     )
     return network.requires_grad_(False)
 
@@ -69,7 +70,7 @@ def recon_term(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def sync_term(pred: Tensor, target: Tensor) -> Tensor:
-    return sync_loss(small_syncnet(), pred[:, :, :2], torch.ones(2, 1, 80, 26), resolution=16)[0]
+    return sync_loss(small_syncnet(), pred[:, :, :2], torch.ones(2, 1, 80, 26))[0]
 
 
 def lpips_term(pred: Tensor, target: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def test_sync_loss_shows_the_lower_half_frame_by_frame() -> None:
     syncnet = small_syncnet()
     pixels = torch.randn(3, 3, 2, 16, 16, requires_grad=True)
     mel = torch.randn(3, 1, 80, 26)
-    loss, confidence = sync_loss(syncnet, pixels, mel, resolution=16)
+    loss, confidence = sync_loss(syncnet, pixels, mel)
 
     frames = torch.cat([pixels[:, :, 0, 8:], pixels[:, :, 1, 8:]], dim=1)  # R, G, B of frame 0, then of frame 1
     similarity = nn.functional.cosine_similarity(*syncnet(frames, mel))
@@ -144,12 +145,13 @@ def test_sync_loss_shows_the_lower_half_frame_by_frame() -> None:
 
 
 def test_sync_loss_resizes_before_it_cuts() -> None:
-    syncnet = small_syncnet()
+    syncnet, as_it_is = small_syncnet(), small_syncnet(resolution=None)
+    as_it_is.load_state_dict(syncnet.state_dict())
     pixels, mel = torch.randn(1, 3, 2, 33, 33), torch.randn(1, 1, 80, 26)
     frames = nn.functional.interpolate(pixels[0].transpose(0, 1), size=(16, 16), mode="bicubic")
     resized = frames.transpose(0, 1)[None]
-    expected = sync_loss(syncnet, resized[..., 8:, :], mel, lower_half=False)
-    torch.testing.assert_close(sync_loss(syncnet, pixels, mel, resolution=16), expected)
+    expected = sync_loss(as_it_is, resized[..., 8:, :], mel, lower_half=False)
+    torch.testing.assert_close(sync_loss(syncnet, pixels, mel), expected)
 
 
 # --- LPIPS --------------------------------------------------------------------

@@ -113,6 +113,8 @@ def test_every_other_setting_is() -> None:
         {"optimizer": OptimizerConfig(implementation="fused")},
         {"lr_scheduler": dataclasses.replace(stage.lr_scheduler, num_warmup_steps=1)},
         {"batch_size": 2},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
         {"mixed_noise_alpha": 0.0},
         {"dtype": "bfloat16"},
         {"num_workers": 2},

@@ -25,7 +25,6 @@ from latentsync_ray.data.media import (
     first_mel_column,
     num_mel_columns,
     resize_mask,
-    to_pixels,
 )
 from latentsync_ray.segment import digest
 
@@ -209,7 +208,7 @@ class PreparedClips:
             masks: float32 (1, F, h, w); 1 = kept, 0 = to be generated.
             audio_features: float32 (F, 10 * L, D), what each frame's cross-attention sees.
             mel: float32 (1, 80, ceil(3.2 * F)).
-            frames: float32 (3, F, H, W) in [-1, 1].
+            frames: uint8 (3, F, H, W).
             name: the clip's, a str.
 
         Raises:
@@ -271,7 +270,7 @@ class PreparedClips:
             "masks": self._latent_mask.repeat(1, num_frames, 1, 1),
             "audio_features": audio_windows(tensors["audio_features"], start, num_frames),
             "mel": tensors["mel"][None, :, columns].clone(),
-            "frames": to_pixels(tensors["frames"][window].transpose(0, 1)),
+            "frames": _frames_second(tensors["frames"][window]),
             "name": clip.name,
         }
 

@@ -54,22 +54,20 @@ def sync_loss(
     pixels: Tensor,
     mel: Tensor,
     lower_half: bool = True,
-    resolution: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ask a frozen SyncNet whether the mouths in `pixels` say what is heard in `mel`.
 
     Args:
-        syncnet: made for the frame count of `pixels`.
+        syncnet: made for the frame count of `pixels`; they are resized (bicubic) to its `resolution`, if it has one.
         pixels: (B, 3, F, H, W) in [-1, 1].
         mel: (B, 1, 80, T) mel spectrogram of the same frames.
         lower_half: show the network only the lower half of each frame, as it was trained.
-        resolution: height and width of the whole frames that the network was trained on; other frames are
-            resized (bicubic). None takes them as they are.
 
     Returns:
         The loss (scalar) and the confidence (scalar without gradient), the mean cosine similarity in [0, 1].
     """
     frames = pixels.transpose(1, 2)  # (B, F, 3, H, W)
+    resolution = syncnet.config.resolution
     if resolution is not None:
         frames = _resize(frames, (resolution, resolution))
     if lower_half:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from latentsync_ray.config import LOSS_TERMS, ComponentsConfig, LossConfig, StageConfig, ValidationConfig
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
@@ -23,6 +26,8 @@ from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable, wa
 
 Sample = Mapping[str, Any]
 NUM_TRAIN_TIMESTEPS = 1000
+SCALER_STATE = ("scale", "_growth_tracker")
+"""What of a GradScaler changes as it goes."""
 
 
 class Training(Protocol):
@@ -167,6 +172,16 @@ class LatentSyncTraining:
         )
         if state is not None and stage == state_stage:
             self._load_moments(state)
+        self.scaler = torch.amp.GradScaler(self.setup.device.type, enabled=config.dtype == "float16")
+        if state is not None and stage == state_stage and self.scaler.is_enabled():
+            self.scaler.load_state_dict(
+                self.scaler.state_dict() | {name: state[f"scaler.{name}"].item() for name in SCALER_STATE}
+            )
+        for network in (self.unet, self.vae):
+            if config.gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+            else:
+                network.disable_gradient_checkpointing()
         self.lr_factor = _lr_factor(config)
 
         self.network: torch.nn.Module = self.unet
@@ -176,39 +191,70 @@ class LatentSyncTraining:
             self.network = DistributedDataParallel(self.unet, find_unused_parameters=True)
 
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
-        """One step of AdamW on this rank's share of the global batch; see `Training.step`."""
-        setup, config = self.setup, self.config
-        share = config.batch_size // setup.world_size
-        indices = range(setup.rank * share, (setup.rank + 1) * share)
-        samples = [setup.samples.train_sample(setup.seed, global_step, index, setup.num_frames) for index in indices]
-        draws = [
-            _draw(setup.seed, "train", global_step, index, sample)
-            for index, sample in zip(indices, samples, strict=True)
-        ]
-        batch = _collate(samples, setup.device)
-        timesteps, noise = self._noise(draws, config.mixed_noise_alpha)
+        """One step of AdamW on this rank's share of the global batch; see `Training.step`.
 
+        In float16 a step whose gradients overflow is taken again with a smaller loss scale, so that a skipped step
+        advances neither global_step nor the LR schedule.
+
+        Raises:
+            FloatingPointError: A loss term or the gradient norm is not finite; names the step and which.
+        """
+        config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.optimizer.lr * self.lr_factor(stage_step)
-        terms = self._loss_terms(self.network, batch, timesteps, noise, config.loss)
-        loss = sum(getattr(config.loss, term) * value for term, value in terms.items() if term in LOSS_TERMS)
-        assert isinstance(loss, Tensor)
-        for term, value in terms.items():
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"step {global_step + 1}: the {term} loss is {float(value.detach())}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [parameter for _, parameter in self.trainable]
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
-        if not torch.isfinite(grad_norm):
-            raise FloatingPointError(f"step {global_step + 1}: the gradient norm is {float(grad_norm)}")
-        self.optimizer.step()
+        overflown = True
+        while overflown:
+            losses = self._backward(global_step)
+            self.scaler.unscale_(self.optimizer)
+            parameters = [parameter for _, parameter in self.trainable]
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+            overflown = not torch.isfinite(grad_norm)
+            if overflown and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+                raise FloatingPointError(f"step {global_step + 1}: the gradient norm is {float(grad_norm)}")
+            self.scaler.step(self.optimizer)  # skips the optimizer if overflown
+            self.scaler.update()
 
-        values = {term: value.detach() for term, value in terms.items()}
-        metrics = _mean_over_ranks({"loss": loss.detach(), **values}, setup.world_size)
+        metrics = _mean_over_ranks(losses, self.setup.world_size)
         metrics["grad_norm"] = float(grad_norm)
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         return metrics
+
+    def _backward(self, global_step: int) -> dict[str, Tensor]:
+        """Gradients of this rank's share, micro-batch after micro-batch. Returns the losses."""
+        setup, config = self.setup, self.config
+        share = config.batch_size // setup.world_size
+        size = share // config.gradient_accumulation_steps
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
+        for first in range(setup.rank * share, (setup.rank + 1) * share, size):
+            indices = range(first, first + size)
+            samples = [setup.samples.train_sample(setup.seed, global_step, i, setup.num_frames) for i in indices]
+            draws = [
+                _draw(setup.seed, "train", global_step, index, sample)
+                for index, sample in zip(indices, samples, strict=True)
+            ]
+            timesteps, noise = self._noise(draws, config.mixed_noise_alpha)
+            batch = _collate(samples, setup.device)
+
+            with self._synchronized(first + size == (setup.rank + 1) * share):
+                terms = self._loss_terms(self.network, batch, timesteps, noise, config.loss)
+                for term, value in terms.items():
+                    if not torch.isfinite(value):
+                        raise FloatingPointError(
+                            f"step {global_step + 1}: the {term} loss is {float(value.detach())}"
+                        )
+                loss = sum(getattr(config.loss, term) * value for term, value in terms.items() if term in LOSS_TERMS)
+                assert isinstance(loss, Tensor)
+                self.scaler.scale(loss / config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": loss, **terms}.items():
+                losses[name] = losses.get(name, 0) + value.detach() / config.gradient_accumulation_steps
+        return losses
+
+    def _synchronized(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Ranks exchange gradients in the last micro-batch's backward pass alone."""
+        if isinstance(self.network, DistributedDataParallel) and not is_last:
+            return cast(contextlib.AbstractContextManager[None], self.network.no_sync())
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -247,6 +293,9 @@ class LatentSyncTraining:
         for name, parameter in self.trainable:
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{moment}"] = value
+        if self.scaler.is_enabled():
+            values = self.scaler.state_dict()
+            tensors |= {f"scaler.{name}": torch.tensor(values[name]) for name in SCALER_STATE}
         return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
     def _load_moments(self, state: Mapping[str, Tensor]) -> None:
@@ -279,7 +328,8 @@ class LatentSyncTraining:
     ) -> dict[str, Tensor]:
         """The loss terms with a positive weight, and the sync confidence where SyncNet runs."""
         latents = batch["latents"]
-        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+        dtype = getattr(torch, self.config.dtype)
+        with torch.autocast(self.setup.device.type, dtype, enabled=dtype != torch.float32):
             # LatentSync's 13 input channels: noisy latents 4, mask 1, masked latents 4, reference latents 4.
             noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
             sample = torch.cat([noisy, batch["masks"], batch["masked_latents"], batch["ref_latents"]], dim=1)
@@ -293,10 +343,12 @@ class LatentSyncTraining:
 
             # Pixel terms see the frames that a single denoising step predicts.
             pred_latents = one_step_x0(self.noise_scheduler, pred_noise, timesteps, noisy)
-            pixels, frames = decode_video(self.vae, pred_latents), batch["frames"]
+            pixels, frames = decode_video(self.vae, pred_latents), batch["frames"] / 127.5 - 1
             if weights.sync > 0:
                 assert self.syncnet is not None
-                terms["sync"], terms["sync_confidence"] = sync_loss(self.syncnet, pixels, batch["mel"])
+                measure: Any = partial(checkpoint, sync_loss, use_reentrant=False)
+                measure = measure if self.config.gradient_checkpointing else sync_loss
+                terms["sync"], terms["sync_confidence"] = measure(self.syncnet, pixels, batch["mel"])
             if weights.lpips > 0:
                 assert self.lpips is not None
                 terms["lpips"] = self.lpips(_lower_half(pixels), _lower_half(frames)).mean()

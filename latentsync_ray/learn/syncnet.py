@@ -28,13 +28,17 @@ class StableSyncNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             number, or [height, width], per block), `attn_blocks` (1 where a self-attention block follows the
             convolution block) and `dropout`.
         visual_encoder: the same for the frames; `in_channels` is 3 x the number of frames.
+        resolution: height and width of the whole frames that it was trained on, to which others are resized; None
+            takes frames as they are.
 
     The last norm has 32 groups. Where the encoders end in one position, as the official ones do, a group holds
     last width / 32 numbers (officially 64); with one or two of them little more than signs would be left.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, audio_encoder: dict[str, Any], visual_encoder: dict[str, Any]) -> None:
+    def __init__(
+        self, audio_encoder: dict[str, Any], visual_encoder: dict[str, Any], resolution: int | None = None
+    ) -> None:
         super().__init__()
         self.audio_encoder = DownEncoder(audio_encoder)
         self.visual_encoder = DownEncoder(visual_encoder)

@@ -119,3 +119,18 @@ def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any
     assert Counter(before) <= Counter(longer.executed)
     assert len(longer.executed) - len(before) == 2
     assert longer.executed == sorted(set(longer.executed))
+
+
+def test_two_workers_and_micro_batches_get_what_one_worker_gets(
+    cluster: None, make_search: Any, run_search: Any
+) -> None:
+    """Same global batch: 4 samples on one worker, or 2 micro-batches of 1 on each of two."""
+    settings = ["transition.at_step=4", "second_stage.num_steps=4"]
+    for stage in ("first_stage", "second_stage"):
+        settings += [f"{stage}.batch_size=4", f"{stage}.optimizer.lr=1e-5"]
+    one = run_search(make_search(trivial=False), *settings, store="one")
+    for stage in ("first_stage", "second_stage"):
+        settings += [f"{stage}.num_workers=2", f"{stage}.gradient_accumulation_steps=2"]
+    two = run_search(make_search(trivial=False, workers={"max_groups": 1}), *settings, store="two")
+    for name in ("val/recon", "val/sync", "val/lpips", "val/trepa", "train/loss"):
+        assert float(two.trials[0][name]) == pytest.approx(float(one.trials[0][name]), rel=1e-5), name
