@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from ray import tune
 from torch.utils.tensorboard import SummaryWriter
 
@@ -50,7 +52,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
             log.status, log.error = "failed", result["error"]
             return
         log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
-        self._write_scalars(log.number, result)
+        self._write_events(log.number, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
@@ -69,8 +71,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         for writer in self._writers.values():
             writer.close()
 
-    def _write_scalars(self, number: int, result: dict[str, Any]) -> None:
-        """Losses of every step, by stage, and validation metrics of the boundary."""
+    def _write_events(self, number: int, result: dict[str, Any]) -> None:
+        """Losses of every step, by stage, and validation metrics and picture of the boundary."""
         if number not in self._writers:
             self._writers[number] = SummaryWriter(str(self._folder / f"trial-{number:04d}"))
         writer, stage, end = self._writers[number], result["stage"], result["global_step"]
@@ -83,6 +85,9 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
+        preview = self._store.read_bytes(f"segments/{result['key']}/preview.png")
+        if preview is not None:
+            writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end, dataformats="HWC")
         for name, value in result.items():
             if name.startswith("val/"):
                 writer.add_scalar(f"{stage}/{name}", value, end)

@@ -2,6 +2,7 @@
 
     <root>/segments/<key>/record.json          metrics, lineage, timings, checksums; kept for ever
     <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped
+    <root>/segments/<key>/preview.png          what the model makes of a validation sample, if the training shows it
     <root>/segments/<key>/executions/*.json    one small file for each time that a worker began to train it
 
 The state is written first, the record last, each atomically: a record that exists is complete.

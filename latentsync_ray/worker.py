@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pkgutil
@@ -15,6 +16,7 @@ import ray.train
 import ray.train.collective
 import ray.train.torch
 import torch
+from PIL import Image
 
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import stage_from_settings
@@ -99,7 +101,11 @@ class _Worker:
         self.held = segment.key
         if self.rank != 0:
             return {}
-        state = training.state()
+        state, preview = training.state(), training.preview()
+        if preview is not None:
+            picture = io.BytesIO()
+            Image.fromarray(preview.numpy()).save(picture, "PNG")
+            self.store.write_bytes(f"segments/{segment.key}/preview.png", picture.getvalue())
         record = {
             "segment": segment.to_dict(),
             "metrics": metrics,

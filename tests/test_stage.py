@@ -185,3 +185,19 @@ def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe
     again.build("first_stage", stage, state, "first_stage")
     assert again.scaler.get_scale() == state["scaler.scale"].item()
     assert again.step(1, 1) == following
+
+
+def test_the_preview_shows_masked_input_generated_and_ground_truth(recipe: Recipe) -> None:
+    training = new_training(recipe)
+    training.build("first_stage", recipe.first_stage, None, "")
+    before = training.validate()
+    preview = training.preview()
+    assert preview.dtype == torch.uint8
+    cells = preview.unflatten(0, (3, 64)).unflatten(2, (3, 64)).permute(2, 0, 4, 1, 3)  # (column, row, C, H, W)
+    masked, generated, truth = cells
+    sample = training.validation_samples[0]
+    assert torch.equal(truth, sample["frames"][:, [0, 4, 7]].transpose(0, 1))
+    kept = torch.nn.functional.interpolate(sample["masks"], size=(64, 64))[:, 0].bool().expand(3, 3, 64, 64)
+    assert torch.equal(masked[kept], truth[kept]) and (masked[~kept] == 128).all()
+    assert not torch.equal(generated, truth)
+    assert training.validate() == before

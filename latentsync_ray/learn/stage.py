@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -64,6 +65,10 @@ class Training(Protocol):
 
     def validate(self) -> dict[str, float]:
         """Metrics on the fixed validation set, equal on all ranks."""
+        ...
+
+    def preview(self) -> Tensor | None:
+        """A picture (H, W, 3), uint8, of what it makes, if there is something to see; rank 0 alone is asked."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -287,6 +292,24 @@ class LatentSyncTraining:
         means = _mean_over_ranks(totals, setup.world_size, divide_by=num_pairs)
         return {f"val/{term}": value for term, value in means.items()}
 
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """First, middle and last frame of the first validation sample: masked input, generated, ground truth."""
+        sample, timestep = self.validation_samples[0], self.setup.validation.timesteps[0]
+        draw = _draw(self.setup.validation.seed, "validation", timestep, 0, sample)
+        timesteps, noise = self._noise([draw], self.setup.validation.mixed_noise_alpha)
+        batch = _collate([sample], self.setup.device)
+        self.unet.eval()
+        with self._autocast():
+            pred_latents, _ = self._predict(self.unet, batch, timesteps, noise)
+            generated = decode_video(self.vae, pred_latents).float()
+        self.unet.train()
+        truth = batch["frames"] / 127.5 - 1
+        masks = F.interpolate(batch["masks"], size=truth.shape[2:])
+        columns = torch.cat([truth * masks, generated, truth], dim=4)[0]  # (3, F, H, 3 * W)
+        rows = columns[:, [0, columns.shape[1] // 2, -1]].permute(1, 2, 3, 0).flatten(0, 1)
+        return rows.add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
     def state(self) -> dict[str, Tensor]:
         """Weights by name, and the optimizer's moments by parameter name; see `Training.state`."""
         tensors = {f"model.{name}": tensor for name, tensor in self.unet.state_dict().items()}
@@ -327,14 +350,8 @@ class LatentSyncTraining:
         weights: LossConfig,
     ) -> dict[str, Tensor]:
         """The loss terms with a positive weight, and the sync confidence where SyncNet runs."""
-        latents = batch["latents"]
-        dtype = getattr(torch, self.config.dtype)
-        with torch.autocast(self.setup.device.type, dtype, enabled=dtype != torch.float32):
-            # LatentSync's 13 input channels: noisy latents 4, mask 1, masked latents 4, reference latents 4.
-            noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-            sample = torch.cat([noisy, batch["masks"], batch["masked_latents"], batch["ref_latents"]], dim=1)
-            pred_noise = network(sample, timesteps, batch["audio_features"]).sample.float()
-
+        with self._autocast():
+            pred_latents, pred_noise = self._predict(network, batch, timesteps, noise)
             terms = {}
             if weights.recon > 0:
                 terms["recon"] = recon_loss(pred_noise, noise)
@@ -342,7 +359,6 @@ class LatentSyncTraining:
                 return terms
 
             # Pixel terms see the frames that a single denoising step predicts.
-            pred_latents = one_step_x0(self.noise_scheduler, pred_noise, timesteps, noisy)
             pixels, frames = decode_video(self.vae, pred_latents), batch["frames"] / 127.5 - 1
             if weights.sync > 0:
                 assert self.syncnet is not None
@@ -356,6 +372,20 @@ class LatentSyncTraining:
                 assert self.trepa is not None
                 terms["trepa"] = self.trepa(pixels, frames)
         return terms
+
+    def _predict(
+        self, network: Callable[..., Any], batch: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, F, h, w) that a single denoising step predicts, and the predicted noise, both float32."""
+        # LatentSync's 13 input channels: noisy latents 4, mask 1, masked latents 4, reference latents 4.
+        noisy = self.noise_scheduler.add_noise(batch["latents"], noise, timesteps)
+        sample = torch.cat([noisy, batch["masks"], batch["masked_latents"], batch["ref_latents"]], dim=1)
+        pred_noise = network(sample, timesteps, batch["audio_features"]).sample.float()
+        return one_step_x0(self.noise_scheduler, pred_noise, timesteps, noisy), pred_noise
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.config.dtype)
+        return torch.autocast(self.setup.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def decode_video(vae: torch.nn.Module, latents: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""Any trial's UNet comes out of the store, and mistakes are told in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentsync_ray.config import UserError
+from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.export import main
+from latentsync_ray.learn.interop import read_weights
+from latentsync_ray.learn.unet import UNet3DConditionModel
+from latentsync_ray.segment import next_segment
+from latentsync_ray.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A finished search with two trials, one of which was stopped in stage one."""
+    recipe, store = load_recipe(ROOT / "configs" / "demo"), Store(str(tmp_path / "store"))
+    segment, keys = None, []
+    for seed, stage in enumerate(("first_stage", "second_stage")):
+        torch.manual_seed(seed)
+        segment = next_segment(recipe, "0" * 64, segment, stage == "second_stage")
+        assert segment is not None and segment.stage == stage
+        unet = UNet3DConditionModel(**segment.config["model"])
+        state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
+        store.publish(segment.key, {"segment": segment.to_dict()}, {**state, "optimizer.x": torch.zeros(1)})
+        keys.append(segment.key)
+    folder = "searches/demo-1234"
+    store.write_bytes(f"{folder}/trials.csv", f"trial,key\n0,{keys[1]}\n1,{keys[0]}\n2,\n".encode())
+    store.write_json(f"{folder}/summary.json", {"best": {"trial": 0}})
+    return tmp_path / "store" / folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "step", "has_motion_modules"),
+    [([], 50, True), (["--stage", "first_stage"], 40, False), (["--trial", "1"], 40, False)],
+)
+def test_a_trials_unet_comes_out(
+    arguments: list[str], step: int, has_motion_modules: bool, results: Path, tmp_path: Path
+) -> None:
+    assert main([str(results), str(tmp_path / "unet.pt"), *arguments]) == 0
+    content = torch.load(tmp_path / "unet.pt", weights_only=True)
+    assert content["global_step"] == step
+    assert any("motion_modules." in name for name in content["state_dict"]) == has_motion_modules
+
+    main([str(results), str(tmp_path / "unet"), *arguments])
+    again = read_weights(str(tmp_path / "unet"))
+    assert again.keys() == content["state_dict"].keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in content["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trial", "2"], "--trial: must be one of 0, 1, got 2"),
+        (["--trial", "1", "--stage", "second_stage"], "--stage: trial 1 has not been in second_stage"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments: list[str], message: str, results: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        main([str(results), str(tmp_path / "unet.pt"), *arguments])
+    assert not (tmp_path / "unet.pt").exists()
+
+
+def test_nothing_is_overwritten_and_a_lost_state_is_named(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(UserError, match="there: must not exist yet"):
+        main([str(results), str(tmp_path / "there")])
+    with pytest.raises(UserError, match="must be a folder that a search has printed last"):
+        main([str(tmp_path), str(tmp_path / "unet.pt")])
+    for state in results.parents[1].glob("segments/*/state.safetensors"):
+        state.unlink()
+    with pytest.raises(UserError, match=r"state\.safetensors: is gone; run the search again"):
+        main([str(results), str(tmp_path / "unet.pt")])
+    assert json.loads((results / "summary.json").read_text()) == {"best": {"trial": 0}}
