@@ -10,12 +10,15 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.store import DamagedEntryError, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,42 +33,40 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out.exists():
         raise UserError(f"{options.out}: must not exist yet; name another file or folder")
-    results = options.results.resolve()
-    store = Store(str(results.parents[1])) if results.parent.name == "searches" else None
-    if store is None or not results.is_dir():
-        raise UserError(f"{options.results}: must be a folder that a search has printed last; correct the path")
-    export(store, results.name, options.out, options.trial, options.stage)
+    segment, weights = trial_weights(options.results, options.trial, options.stage)
+
+    from latentsync_ray.learn.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
+
+    if options.out.suffix in OFFICIAL_SUFFIXES:
+        write_official(options.out, weights, segment["end_step"])
+    else:
+        write_diffusers(options.out, segment["config"]["model"], weights)
     print(f"wrote {options.out}")
     return 0
 
 
-def export(store: Store, search: str, out: Path, trial: int | None, stage: str | None) -> None:
-    """Writes the UNet of a trial.
+def trial_weights(results: Path, trial: int | None, stage: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A trial's last segment, as `Segment.to_dict` gives it, and the model's state dict at its end.
 
     Args:
-        store: Where the search is kept.
-        search: Name of its folder below `searches`.
-        out: A .pt file, or a folder to make.
+        results: The search's folder.
         trial: Its number; None for the best.
         stage: At whose end; None for the last that it reached.
 
     Raises:
         UserError: There is no such trial, or its state is no longer kept.
     """
-    record = _record(store, search, trial, stage)
-    segment = record["segment"]
+    folder = results.resolve()
+    if not folder.is_dir() or folder.parent.name != "searches":
+        raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
+    store = Store(str(folder.parents[1]))
+    record = _record(store, folder.name, trial, stage)
     try:
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:
         raise UserError(f"{error}; run the search again, it trains what is missing") from None
     weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
-
-    from latentsync_ray.learn.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
-
-    if out.suffix in OFFICIAL_SUFFIXES:
-        write_official(out, weights, segment["end_step"])
-    else:
-        write_diffusers(out, segment["config"]["model"], weights)
+    return record["segment"], weights
 
 
 def _record(store: Store, search: str, trial: int | None, stage: str | None) -> dict[str, Any]:

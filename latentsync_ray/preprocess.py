@@ -300,7 +300,7 @@ def _prepare_clips(
                     raise UserError(
                         f"{clip.name}: must have {MIN_FRAMES} frames, has {len(loaded.frames)}; remove it"
                     )
-                tensors = _tensors(loaded, vae, encoder, mask)
+                tensors = clip_tensors(loaded, vae, encoder, mask)
             except UserError as error:
                 console.print(f"left out {error}")
             else:
@@ -309,8 +309,18 @@ def _prepare_clips(
 
 
 @torch.inference_mode()
-def _tensors(clip: Clip, vae: Autoencoder, encoder: AudioEncoder, mask: Tensor) -> dict[str, Tensor]:
-    """Computes what a prepared clip holds."""
+def clip_tensors(clip: Clip, vae: Autoencoder, encoder: AudioEncoder, mask: Tensor) -> dict[str, Tensor]:
+    """Computes what a prepared clip holds (`data.clips.save_clip`).
+
+    Args:
+        clip: Frames of any size.
+        vae: From `load_autoencoder`.
+        encoder: Gives the audio features.
+        mask: (H, W) of the frames to prepare, 1 = kept.
+
+    Raises:
+        UserError: Something comes out that is not finite.
+    """
     resized = np.stack([resize_frame(frame, len(mask)) for frame in clip.frames])
     frames = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
     latents, masked_latents = [], []

@@ -1,0 +1,72 @@
+"""The other commands, as README has them: one run, the best recipe again, a search of convergence, an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Outcome
+
+from latentsync_ray import export, train
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_run_and_the_best_recipe_again(
+    cluster: None, make_search: Any, run_search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(recipe: Path) -> Outcome:
+        status = train.main([str(recipe), f"storage={tmp_path / 'results'}"])
+        return Outcome(
+            Path(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("results: ")),
+            tmp_path / "results",
+            status,
+        )
+
+    make_search()
+    outcome = run(tmp_path / "recipe")
+    assert outcome.exit_status == 0
+    (trial,) = outcome.trials
+    assert (trial["transition_step"], trial["global_step"]) == ("8", "16")
+    executed = outcome.executed
+    assert len(executed) == 4
+
+    # The best trial's recipe stands by itself: from the same storage it has nothing left to train.
+    again = run(outcome.folder / "best")
+    assert again.executed == executed
+    assert again.trials[0]["key"] == trial["key"]
+
+    assert export.main([str(outcome.folder), str(tmp_path / "unet.pt")]) == 0
+    content = torch.load(tmp_path / "unet.pt", weights_only=True)
+    assert (content["global_step"], list(content["state_dict"])) == (16, ["weight"])
+
+
+def test_a_search_of_convergence_shares_stage_one(cluster: None, make_search: Any, run_search: Any) -> None:
+    space = make_search(
+        overrides={
+            "transition.at_step": None,
+            "transition.plateau": {"metric": "val/recon"},
+            "transition.max_step": 40,
+        },
+        param_space={
+            "transition.plateau.patience_steps": {"grid": [4, 16]},
+            "transition.plateau.min_delta": {"grid": [0.001, 0.5]},
+        },
+    )
+    outcome = run_search(space)
+    assert outcome.exit_status == 0 and len(outcome.trials) == 4
+    transitions = sorted(int(trial["transition_step"]) for trial in outcome.trials)
+    assert transitions[0] < transitions[-1]  # patience counts
+    stage_one = [r for r in outcome.records.values() if r["segment"]["stage"] == "first_stage"]
+    assert len(stage_one) == transitions[-1] // 4
+    assert outcome.executed == sorted(outcome.records)
+
+
+def test_a_threshold_of_zero_is_a_trial_without_stage_one(cluster: None, make_search: Any, run_search: Any) -> None:
+    space = make_search(overrides={"transition.min_step": 0}, param_space={"transition.at_step": {"grid": [0, 4]}})
+    outcome = run_search(space)
+    assert [trial["transition_step"] for trial in outcome.trials] == ["0", "4"]
+    assert [trial["global_step"] for trial in outcome.trials] == ["8", "12"]
+    assert len(outcome.executed) == 2 + 3
