@@ -75,6 +75,7 @@ class Engine:
         self._dispatcher = Dispatcher(setup.workers.max_groups, setup.keep_first_stage_from)
         self._records: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._actors: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._runs: dict[str, _Run] = {}
         self._changed = asyncio.Condition()
@@ -88,11 +89,12 @@ class Engine:
 
     # For trials
 
-    async def run(self, trial: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
         """The finished segment that a trial asks for.
 
         Args:
             trial: Who asks.
+            actor: Names the process that asks for it.
             root: Key of the lineage's root.
             values: The segment, as `Segment.to_dict` gives it.
 
@@ -100,15 +102,18 @@ class Engine:
             `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line.
         """
         self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
+        self._actors[trial] = actor
         self._dispatcher.add_root(root)
         segment = Segment(**values)
         key = segment.key
         if key in self._errors:
             return {"error": self._errors[key]}
         record = await self._record(key)
-        cached = record is not None or key in self._dispatcher.orders
         if record is None:
             await self._learn_ancestors(segment)
+            record = self._records.get(key)  # it may have been finished meanwhile
+        cached = record is not None or key in self._dispatcher.orders
+        if record is None:
             answer = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
             self._dispatcher.ask(segment, trial)
             await self._poke()
@@ -135,9 +140,9 @@ class Engine:
     async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
         for values in segments:
             self._start_in_time(values["start_step"], segments[-1]["end_step"])
-            if "error" in await self.run(_PREFETCH, root, values):
+            if "error" in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
-        await self.leave(_PREFETCH)
+        await self.leave(_PREFETCH, _PREFETCH)
         self._dispatcher.positions.pop(_PREFETCH, None)
         async with self._changed:
             self._changed.notify_all()
@@ -154,10 +159,12 @@ class Engine:
             for _ in range(self._setup.workers.max_groups - len(self._runs)):
                 self._start(joined[0].num_workers)
 
-    async def leave(self, trial: str) -> None:
-        """A trial has ended."""
-        self._dispatcher.leave(trial)
-        await self._poke()
+    async def leave(self, trial: str, actor: str) -> None:
+        """A process is done with a trial; Ray Tune may have started two for it, of which one has never asked."""
+        if self._actors.get(trial) == actor:
+            del self._actors[trial]
+            self._dispatcher.leave(trial)
+            await self._poke()
 
     async def _record(self, key: str) -> dict[str, Any] | None:
         """A segment's record from memory or the store; a damaged one counts as absent."""
@@ -167,11 +174,10 @@ class Engine:
             except DamagedEntryError as error:
                 self._notice(f"{error}; it will be trained again")
                 return None
-            if record is None:
-                return None
-            self._records[key] = record
-            self._dispatcher.add_done(Segment(**record["segment"]), record["state"]["status"] == "kept")
-        return self._records[key]
+            if record is not None and key not in self._records:
+                self._records[key] = record
+                self._dispatcher.add_done(Segment(**record["segment"]), record["state"]["status"] == "kept")
+        return self._records.get(key)  # a worker may have published it while the store was read
 
     async def _learn_ancestors(self, segment: Segment) -> None:
         """Tells the dispatcher of stored ancestors, back to one whose state is kept."""

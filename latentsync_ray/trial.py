@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         segment = next_segment(self.recipe, self.root, self.last, leave)
         assert segment is not None, "a trial that is done was asked to go on"
 
-        answer = ray.get(self.engine.run.remote(self.trial_id, self.root, segment.to_dict()))
+        answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         if "error" in answer:
@@ -88,17 +89,18 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes another trial's place in this process, at its beginning."""
-        ray.get(self.engine.leave.remote(self.trial_id))
+        ray.get(self.engine.leave.remote(*self.asker))
         self._adopt(new_config)
         self.last, self.history = None, []
         return True
 
     def cleanup(self) -> None:
         """Tells the engine that nobody waits here any more."""
-        ray.get(self.engine.leave.remote(self.trial_id))
+        ray.get(self.engine.leave.remote(*self.asker))
 
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common
+        self.asker = self.trial_id, uuid.uuid4().hex
         self.recipe = with_overrides(common.recipe, config, "trial")
         extra = common.extra if common.share else {**common.extra, "trial": trial_identity(config, self.trial_id)}
         self.root = root_key(self.recipe, common.fingerprints, extra)

@@ -1,0 +1,73 @@
+"""What the engine owes to those who ask it, without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from latentsync_ray.config import ComponentsConfig, ValidationConfig, WorkersConfig
+from latentsync_ray.engine import Engine, EngineSetup
+from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.segment import Segment
+from latentsync_ray.store import Store
+
+SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+
+
+class WithoutWorkers(Engine):
+    """Starts no worker group."""
+
+    def _start(self, num_workers: int) -> None:
+        pass
+
+
+def new_engine(folder: Path) -> WithoutWorkers:
+    components, validation = ComponentsConfig(vae="/vae"), ValidationConfig()
+    worker = WorkerSetup("engine", str(folder), "/data", components, validation, 8, 0, "trivial:TrivialTraining")
+    return WithoutWorkers(EngineSetup(WorkersConfig(), worker, 0, str(folder)))
+
+
+async def settle() -> None:
+    """Lets everything run that can, reads of the store in their threads included."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+def ask(engine: Engine, trial: str, actor: str) -> asyncio.Task[dict[str, Any]]:
+    return asyncio.create_task(engine.run(trial, actor, "root", SEGMENT.to_dict()))
+
+
+def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path) -> None:
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        asking = ask(engine, "t0", "second process")
+        await settle()
+        # Ray Tune had started another process for the trial, which it no longer needs.
+        await engine.leave("t0", "first process")
+        assert [order.waiters for order in engine._dispatcher.orders.values()] == [{"t0"}]
+        await engine.leave("t0", "second process")
+        assert not engine._dispatcher.orders
+        asking.cancel()
+
+    asyncio.run(search())
+
+
+def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_path: Path) -> None:
+    record = {"segment": SEGMENT.to_dict(), "metrics": {"val/recon": 1.0}, "state": {"status": "kept"}}
+
+    class Slow(Store):
+        """Says what there was before another worker published."""
+
+        def read_record(self, key: str) -> dict[str, Any] | None:
+            engine._records[SEGMENT.key] = record
+            return None
+
+    async def search() -> None:
+        answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
+        assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True}
+        assert not engine._dispatcher.orders
+
+    engine = new_engine(tmp_path)
+    engine._store = Slow(str(tmp_path))
+    asyncio.run(search())
