@@ -37,6 +37,7 @@ assets: $(STAMP)
 	$(BIN)/python assets/make_assets.py $(ARGS)
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.

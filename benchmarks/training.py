@@ -1,4 +1,4 @@
-"""`make bench-training`: one training step against what it could be, as ratios in one run.
+"""Part of `make bench`: one training step against what it could be, as ratios in one run.
 
 1. The UNet's forward and backward pass against diffusers' own 2D UNet of the same widths on the same 16 images.
 2. A stage-one step on prepared clips against the same step with the encoding of its frames inside.
