@@ -109,7 +109,7 @@ MISTAKES = [
         (FIRST, "optimizer.betas", "[0.9]"),
         put(FIRST, "optimizer", "betas", value=[0.9]),
     ),
-    Mistake("unknown dtype", TRAIN, (FIRST, "dtype", "float16", "bfloat16"), put(FIRST, "dtype", value="float16")),
+    Mistake("unknown dtype", TRAIN, (FIRST, "dtype", "float16", "bfloat16"), put(FIRST, "dtype", value="float8")),
     Mistake(
         "schedule without end",
         TRAIN,

@@ -172,9 +172,9 @@ def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe
     stage = replace(recipe.first_stage, dtype="float16")
     training = new_training(recipe)
     training.build("first_stage", stage, None, "")
-    training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": 2.0**28})
+    training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": 2.0**22})
     metrics = training.step(0, 0)
-    assert 1 < training.scaler.get_scale() < 2.0**28
+    assert 1 < training.scaler.get_scale() < 2.0**22
     assert 0 < metrics["grad_norm"] < float("inf")
     assert {int(value["step"]) for value in training.optimizer.state.values()} == {1}  # one step was taken
 
