@@ -81,7 +81,9 @@ def main() -> None:
     recipe, _ = ready_inputs(recipe)
     with ours.cluster(), tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0}),
+            tune.with_resources(
+                tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0, "memory": 2**28}
+            ),
             param_space={name: ours.domain(domain) for name, domain in search.param_space.items()},
             tune_config=tune.TuneConfig(
                 search_alg=BasicVariantGenerator(
