@@ -1,4 +1,7 @@
-"""`make bench`: the demo's 16 trials (FIFO) by the documented nested pattern and by ours, in one go."""
+"""`make bench`: the demo's 16 trials (FIFO) by the documented nested pattern and by ours, in one go.
+
+Other values of the search can be given, as for the search itself: `make bench ARGS=second_stage.num_steps=80`.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,17 @@ def run(*command: str) -> str:
 
 def main() -> None:
     """Runs both, compares their results bit by bit, and prints the ratios."""
+    arguments = [*ARGUMENTS, *sys.argv[1:]]
     with tempfile.TemporaryDirectory() as storage:
         # Clips are drawn and prepared before, so that neither side pays for it.
-        _, recipe = load_search(SPACE, ARGUMENTS)
+        _, recipe = load_search(SPACE, arguments)
         ready_inputs(recipe)
-        output = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *ARGUMENTS)
+        output = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *arguments)
         results = Path(output.splitlines()[-1].removeprefix("results: "))
         ours = json.loads((results / "summary.json").read_text())
         with (results / "trials.csv").open() as stream:
             rows = list(csv.DictReader(stream))
-    nested = json.loads(run("benchmarks/nested.py", SPACE, *ARGUMENTS).splitlines()[-1])
+    nested = json.loads(run("benchmarks/nested.py", SPACE, *arguments).splitlines()[-1])
 
     for trial in nested["trials"]:
         (row,) = [
@@ -47,7 +51,7 @@ def main() -> None:
 
     nested_steps = sum(trial["global_step"] for trial in nested["trials"])
     nested_seconds = sum(trial["train_seconds"] for trial in nested["trials"])
-    table = Table(title="16 trials, FIFO: nested TorchTrainers against shared segments")
+    table = Table(title=f"{len(rows)} trials, FIFO: nested TorchTrainers against shared segments")
     for column in ("", "nested", "latentsync_ray", "ratio"):
         table.add_column(column, justify="right")
     for name, theirs, own in (
@@ -63,7 +67,7 @@ def main() -> None:
         table.add_row(name, f"{theirs:.1f}", f"{own:.1f}", f"{own / theirs:.3f}")
     Console(width=110).print(table)
     print(f"validation alone, ours: {ours['validate_seconds']:.1f} s")
-    print("the final metrics of all 16 trials are equal, bit for bit")
+    print(f"the final metrics of all {len(rows)} trials are equal, bit for bit")
 
 
 if __name__ == "__main__":
