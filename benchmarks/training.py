@@ -45,21 +45,16 @@ def seconds_of(*functions: Callable[[], object]) -> list[float]:
 
 def unets() -> list[float]:
     """Forward and backward pass: ours without motion modules, diffusers' 2D UNet."""
-    ours = UNet3DConditionModel(
-        in_channels=13,
-        out_channels=4,
-        block_out_channels=WIDTHS,
-        cross_attention_dim=384,
-        attention_head_dim=8,
-        use_motion_module=False,
-        add_audio_layer=True,
-    )
+    shape = {
+        "in_channels": 13,
+        "out_channels": 4,
+        "block_out_channels": WIDTHS,
+        "cross_attention_dim": 384,
+        "attention_head_dim": 8,
+    }
+    ours = UNet3DConditionModel(**shape, use_motion_module=False, add_audio_layer=True)
     theirs = UNet2DConditionModel(
-        in_channels=13,
-        out_channels=4,
-        block_out_channels=WIDTHS,
-        cross_attention_dim=384,
-        attention_head_dim=8,
+        **shape,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )

@@ -150,7 +150,7 @@ class Engine:
     def _start_in_time(self, global_step: int, branching_step: int) -> None:
         """Starts the other groups when they will be up at the step from which trials differ, and no sooner."""
         joined = [run for run in self._runs.values() if run.joined_at is not None]
-        if not joined or not self._trained:
+        if self._closed or not joined or not self._trained:
             return
         startup_seconds = (joined[0].joined_at or 0.0) - joined[0].started_at
         last = self._trained[-1]

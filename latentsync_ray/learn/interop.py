@@ -24,7 +24,7 @@ def read_weights(source: str, device: str = "cpu") -> dict[str, Tensor]:
     Args:
         source: An official checkpoint, `{"global_step": int, "state_dict": {name: tensor}}` (LatentSync,
             scripts/train_unet.py); a .safetensors file; or a folder or hub id of diffusers' `save_pretrained`.
-        device: `meta` for names and shapes alone, which takes neither memory nor time.
+        device: `meta` for names and shapes alone; of an official checkpoint only these are then read.
 
     Raises:
         UserError: There is no such file, or it is something else. A file is never unpickled.
