@@ -30,7 +30,8 @@ def train_loop(config: dict[str, Any]) -> None:
     import torch
 
     from latentsync_ray.data.clips import PreparedClips
-    from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
+    from latentsync_ray.learn.stage import LatentSyncTraining
+    from latentsync_ray.learn.training import TrainingSetup
 
     recipe = config["recipe"]
     torch.set_num_threads(recipe.first_stage.num_threads)

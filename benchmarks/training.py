@@ -22,7 +22,8 @@ from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.learn.autoencoder import encode_latents
-from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
+from latentsync_ray.learn.stage import LatentSyncTraining
+from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.learn.unet import UNet3DConditionModel
 
 ROOT = Path(__file__).resolve().parents[1]

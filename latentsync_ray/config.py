@@ -287,8 +287,13 @@ class StageConfig:
     """Computes activations again in the backward pass instead of keeping them: less memory, more time."""
     mixed_noise_alpha: float = 1.0
     """Share of the noise that is common to the frames of a clip (PYoCo, Ge et al. 2023); 0 for none."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the trained weights; where it is above 0, the average is what is
+    validated, exported and handed on to stage two."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 and float16 run the networks under autocast, float16 with a scaled loss."""
+    compile: bool = False
+    """Runs the UNet through torch.compile: a slow start, then faster steps on a GPU."""
     num_workers: int = 1
     """Processes that train one trial together (the world size)."""
     num_threads: int = 1
@@ -311,6 +316,8 @@ class StageConfig:
             yield "batch_size", rule, "change either, so that all micro-batches are equal"
         if self.mixed_noise_alpha < 0 or not math.isfinite(self.mixed_noise_alpha):
             yield "mixed_noise_alpha", "must be finite and not negative", "1 is the official value"
+        if not 0 <= self.ema_decay < 1:
+            yield "ema_decay", "must be at least 0 and below 1", "0 switches it off, 0.9999 is usual"
         if self.trainable_modules is not None and not self.trainable_modules:
             yield "trainable_modules", "must name at least one module", "null trains everything"
 
@@ -346,8 +353,10 @@ class Recipe:
     """Stage two, from `second_stage.yaml`."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """The fixed validation."""
+    divergence_factor: float | None = 10.0
+    """A trial whose `val/objective` has grown to so many times its best is stopped; null lets it go on."""
     training: str = "latentsync_ray.learn.stage:LatentSyncTraining"
-    """`module:class` of the two-stage training that takes the steps, a `learn.stage.Training`."""
+    """`module:class` of the two-stage training that takes the steps, a `learn.training.Training`."""
     seed: int = 0
     """Initial weights, samples, timesteps and noise are pure functions of it."""
 
@@ -363,6 +372,8 @@ class Recipe:
         if plateau is not None and every >= 1 and plateau.patience_steps % every:
             remedy = f"move it to {max(every, round(plateau.patience_steps / every) * every)}"
             yield "transition.plateau.patience_steps", off_boundary, remedy
+        if self.divergence_factor is not None and not self.divergence_factor > 1:
+            yield "divergence_factor", "must be above 1", "10 is usual, null switches it off"
         if self.data.synthetic is not None and self.components.audio_encoder is None:
             yield "components.audio_encoder", "must be given, since data.synthetic is", "name a folder or hub id"
         users = {

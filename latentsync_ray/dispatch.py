@@ -31,6 +31,8 @@ class Order:
     """The group that trains it now."""
     errors: list[str] = field(default_factory=list)
     """What went wrong so far."""
+    diverged: bool = False
+    """Whether that was numbers that are not finite."""
 
 
 @dataclass

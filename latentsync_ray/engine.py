@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 2
 """After so many groups in a row that end before their workers report, those who wait are told."""
 _PREFETCH = "prefetch"
+Fault = Literal["error", "diverged", "storage"]
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
 
@@ -76,7 +77,8 @@ class Engine:
         self._records: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._actors: dict[str, str] = {}
-        self._errors: dict[str, str] = {}
+        self._errors: dict[str, dict[str, Any]] = {}
+        self._broken: str | None = None
         self._runs: dict[str, _Run] = {}
         self._changed = asyncio.Condition()
         self._num_groups = 0
@@ -99,15 +101,17 @@ class Engine:
             values: The segment, as `Segment.to_dict` gives it.
 
         Returns:
-            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line.
+            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`.
         """
         self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
         self._actors[trial] = actor
         self._dispatcher.add_root(root)
         segment = Segment(**values)
         key = segment.key
+        if self._broken is not None:
+            return {"error": self._broken, "diverged": False}
         if key in self._errors:
-            return {"error": self._errors[key]}
+            return self._errors[key]
         record = await self._record(key)
         if record is None:
             await self._learn_ancestors(segment)
@@ -230,20 +234,25 @@ class Engine:
         self._answer(order.segment.key, record)
         await self._poke()
 
-    async def failed(self, group: str, number: int, error: str, restarting: bool, lost_parent: str | None) -> None:
+    async def failed(
+        self, group: str, number: int, error: str, fault: Fault, restarting: bool, lost_parent: str | None
+    ) -> None:
         """A rank could not train its order.
 
         Args:
             group: Its group.
             number: The order's number.
             error: One line.
+            fault: What kind of error; when the storage cannot be written, nobody can be helped any more.
             restarting: The ranks end, to be started anew by Ray Train.
             lost_parent: Key of the parent, if its stored state is damaged or gone.
         """
         run = self._runs[group]
         if run.number != number or run.order is None:
             return
-        run.restarting = restarting
+        run.restarting, run.order.diverged = restarting, fault == "diverged"
+        if fault == "storage":
+            self._broken = error
         if lost_parent is None:
             self._failed(run, error)
         else:
@@ -257,6 +266,8 @@ class Engine:
                 for trial in list(order.waiters):
                     self._dispatcher.ask(order.segment, trial)
             self._next(run)
+        if self._broken is not None:
+            self._give_up_waiting(self._broken)
         await self._poke()
 
     # For the driver
@@ -372,10 +383,7 @@ class Engine:
             self._give_up(given_up)
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._failed_starts = 0
-            for order in list(self._dispatcher.orders.values()):
-                if order.group is None:
-                    order.errors.append(f"worker groups cannot be started: {error}")
-                    self._give_up(self._dispatcher.orders.pop(order.segment.key))
+            self._give_up_waiting(f"worker groups cannot be started: {error}")
         await self._poke()
 
     def _failed(self, run: _Run, error: str) -> None:
@@ -395,15 +403,23 @@ class Engine:
     def _retire(self, run: _Run) -> None:
         run.stopping = True
 
+    def _give_up_waiting(self, error: str) -> None:
+        """Tells all whose segments nobody trains now that these will not come."""
+        for order in list(self._dispatcher.orders.values()):
+            if order.group is None and order.segment.key in self._dispatcher.orders:
+                order.errors.append(error)
+                self._give_up(self._dispatcher.orders.pop(order.segment.key))
+
     def _give_up(self, order: Order) -> None:
         segment = order.segment
         message = f"{segment.stage} from step {segment.start_step} to {segment.end_step}: {order.errors[-1]}"
-        self._errors[segment.key] = message
-        self._answer(segment.key, {"error": message})
+        self._errors[segment.key] = {"error": message, "diverged": order.diverged}
+        self._answer(segment.key, self._errors[segment.key])
         # Descendants that wait for a state which will not come fail with it.
         for other in list(self._dispatcher.orders.values()):
             if other.segment.parent == segment.key and other.group is None:
                 other.errors.append(order.errors[-1])
+                other.diverged = order.diverged
                 self._give_up(self._dispatcher.orders.pop(other.segment.key))
 
     def _answer(self, key: str, outcome: dict[str, Any]) -> None:

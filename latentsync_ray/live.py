@@ -71,7 +71,7 @@ class LiveView:
     def _headline(self, status: dict[str, Any], trials: list[TrialLog]) -> Text:
         states = {
             state: sum(trial.status == state for trial in trials)
-            for state in ("running", "finished", "stopped", "failed")
+            for state in ("running", "finished", "stopped", "diverged", "failed")
         }
         asked = sum(trial.last.get("global_step", 0) for trial in trials)
         trained = sum(entry["num_steps"] for entry in status["trained"])

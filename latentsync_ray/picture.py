@@ -21,7 +21,7 @@ from latentsync_ray.triallog import TrialLog
 
 _INK, _MUTED, _LINES, _ACCENT, _FAILED = "#1f2933", "#66727f", "#e4e9ee", "#0b7285", "#d6336c"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_SYMBOLS = {"finished": "circle", "stopped": "x", "failed": "x", "running": "circle-open"}
+_SYMBOLS = {"finished": "circle", "stopped": "x", "diverged": "x", "failed": "x", "running": "circle-open"}
 _NUM_TICKS, _NUM_COLUMNS = 6, 4
 
 _AXIS = {"gridcolor": _LINES, "linecolor": _MUTED, "zeroline": False, "tickformat": ".3~g", "automargin": True}
@@ -68,7 +68,7 @@ def report_html(search: SearchConfig, trials: Mapping[int, TrialLog], summary: M
     if best is not None:
         about = (
             f"{search.metric} at each report boundary. Stage one is drawn once; branches leave it where trials did. "
-            "The star is the best trial, a cross one that was stopped (red: failed). A double click shows all values."
+            "The star is the best trial, a cross one that was stopped (red: diverged or failed). A double click shows all values."
         )
         page.append(_section("Stage tree", about, _stage_tree(search, started, best)))
         if names := [name for name in search.param_space if len(_distinct(started, name)) > 1]:
@@ -136,7 +136,7 @@ def _stage_tree(search: SearchConfig, trials: Sequence[TrialLog], best: TrialLog
         symbol = "star" if trial is best else _SYMBOLS[trial.status]
         line = {"color": colour, "width": 4 if trial is best else 1.8}
         marker = {"symbol": symbol, "size": {"star": 16, "x": 9}.get(symbol, 7)}
-        marker["color"] = _FAILED if trial.status == "failed" else colour
+        marker["color"] = _FAILED if trial.status in ("diverged", "failed") else colour
         style = {"marker": marker, "line": line, "legendgroup": value, "showlegend": False}
         figure.add_trace(_trace(branch, search.metric, text, mode="lines", **style))
         figure.add_trace(_trace(trial.results[-1:], search.metric, text, mode="markers", **style))

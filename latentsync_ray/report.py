@@ -49,7 +49,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         """A trial has reached a boundary."""
         log = self.trials[trial_number(trial.trial_id)]
         if "error" in result:
-            log.status, log.error = "failed", result["error"]
+            log.status, log.error = "diverged" if result["diverged"] else "failed", result["error"]
+        if "key" not in result:
             return
         log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
         self._write_events(log.number, result)
@@ -57,7 +58,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
         log = self.trials[trial_number(trial.trial_id)]
-        if log.status != "failed":
+        if log.status == "running":
             log.status = "finished" if log.last.get("at_end") else "stopped"
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -114,7 +115,7 @@ def read_finished(store: Store, folder: str) -> dict[int, TrialLog] | None:
         records = [store.read_record(trial.last["key"]) for trial in trials.values()]
     except (ValueError, TypeError, KeyError, DamagedEntryError):
         return None  # the search runs again and finds what it can use
-    ended = all(trial.status in ("finished", "stopped") for trial in trials.values())
+    ended = all(trial.status in ("finished", "stopped", "diverged") for trial in trials.values())
     return trials if ended and trials and None not in records else None
 
 
@@ -126,8 +127,8 @@ def write_report(
     trials: dict[int, TrialLog],
     status: dict[str, Any],
     wall_seconds: float,
-) -> int:
-    """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe. Returns the number of failed trials.
+) -> bool:
+    """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe.
 
     Args:
         store: Where to.
@@ -137,6 +138,9 @@ def write_report(
         trials: What became of each trial.
         status: The engine's last words.
         wall_seconds: Duration of this run.
+
+    Returns:
+        Whether no trial has failed, and one at least has not diverged.
     """
     rows = [_row(search, trials[number]) for number in sorted(trials)]
     plain = [dataclasses.asdict(trials[number]) for number in sorted(trials)]
@@ -147,9 +151,9 @@ def write_report(
     if best is not None:
         for name, text in recipe_files(with_overrides(recipe, best.parameters)).items():
             store.write_bytes(f"{folder}/best/{name}", text.encode())
-    failed = [trial for trial in trials.values() if trial.status == "failed"]
-    for trial in failed:
-        print(f"trial {trial.number} failed: {trial.error}")
+    for trial in trials.values():
+        if trial.status in ("failed", "diverged"):
+            print(f"trial {trial.number} {trial.status}: {trial.error}")
 
     without_sharing = sum(trial.last.get("global_step", 0) for trial in trials.values())
     distinct = num_distinct_steps(trials)
@@ -157,7 +161,7 @@ def write_report(
         "best": best and _row(search, best),
         "trials": len(trials),
         "trials_by_status": {
-            s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "failed")
+            s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "diverged", "failed")
         },
         "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
         "steps_distinct": distinct,
@@ -181,7 +185,8 @@ def write_report(
         f"steps: {summary['steps_trained']} trained now, {distinct} distinct, {without_sharing} without sharing "
         f"(factor {summary['sharing_factor']:.2f})"
     )
-    return len(failed)
+    by_status: dict[str, int] = summary["trials_by_status"]
+    return by_status["failed"] == 0 and by_status["diverged"] < len(trials)
 
 
 def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     """Runs a search, or goes on with it, and writes its results.
 
     Returns:
-        0, or 1 if trials failed.
+        0, or 1 if trials failed or all diverged.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -100,9 +100,9 @@ def _end(
     started: float,
 ) -> int:
     """Writes the report and says where it is. Returns the exit status."""
-    num_failed = write_report(store, folder, search, recipe, trials, status, time.monotonic() - started)
+    succeeded = write_report(store, folder, search, recipe, trials, status, time.monotonic() - started)
     print(f"results: {store.root}/{folder}", flush=True)
-    return 1 if num_failed else 0
+    return 0 if succeeded else 1
 
 
 def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:

@@ -35,6 +35,19 @@ class DamagedEntryError(Exception):
     """A stored file that its checksum does not match, or that cannot be read as what it should be."""
 
 
+class StorageError(UserError):
+    """The storage cannot be written any more: it is full, or gone."""
+
+    @classmethod
+    def at(cls, place: str, error: Exception) -> StorageError:
+        """What to tell the user of a failed write."""
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return cls(
+            f"storage {place}: cannot be written ({reason}); make room or mend it and run the same command again, "
+            "what was trained is kept"
+        )
+
+
 class Store:
     """Records and states by key; its folders appear when something is written.
 
@@ -81,7 +94,11 @@ class Store:
         return record
 
     def publish(self, key: str, record: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Writes a segment's state, then its record. Returns the record as stored."""
+        """Writes a segment's state, then its record. Returns the record as stored.
+
+        Raises:
+            StorageError: There is no room, or the place is gone; then nothing has changed.
+        """
         stored = {"format": _FORMAT, "key": key, **record, "state": self._write_state(key, state)}
         self._write_record(key, stored)
         return stored
@@ -150,15 +167,26 @@ class Store:
         return content
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes a file below the store's root, atomically."""
+        """Writes a file below the store's root, atomically.
+
+        Raises:
+            StorageError: There is no room, or the place is gone.
+        """
         path = f"{self.root}/{name}"
-        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        # An object store shows an upload only when it is complete; on a disk that takes a rename.
-        target = f"{path}.{uuid.uuid4().hex}.tmp" if self._is_local else path
-        with self._filesystem.open_output_stream(target) as stream:
-            stream.write(content)
-        if target != path:
-            self._filesystem.move(target, path)
+        try:
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            if not self._is_local:  # an object store shows an upload only when it is complete
+                with self._filesystem.open_output_stream(path) as stream:
+                    stream.write(content)
+                return
+            file = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+            try:
+                file.write_bytes(content)
+                file.replace(path)
+            finally:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError.at(path, error) from None
 
     def write_json(self, name: str, values: Any) -> None:
         """Writes plain values as JSON, atomically."""
@@ -194,11 +222,11 @@ class Store:
         from safetensors.torch import save_file
 
         folder = f"{self.root}/segments/{key}"
-        self._filesystem.create_dir(folder, recursive=True)
         with tempfile.TemporaryDirectory() as scratch:
             name = f"state.{uuid.uuid4().hex}.tmp"
             file = Path(folder if self._is_local else scratch) / name
             try:
+                self._filesystem.create_dir(folder, recursive=True)
                 save_file(dict(state), file)
                 entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
                 if self._is_local:
@@ -207,6 +235,8 @@ class Store:
                     pyarrow.fs.copy_files(
                         str(file), f"{folder}/state.safetensors", destination_filesystem=self._filesystem
                     )
+            except (OSError, SafetensorError) as error:
+                raise StorageError.at(f"{folder}/state.safetensors", error) from None
             finally:
                 file.unlink(missing_ok=True)
         return entry

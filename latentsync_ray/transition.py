@@ -1,9 +1,9 @@
-"""Transition policies: when to leave stage one, as a pure function of the metric history."""
+"""When to leave stage one, and when a training has diverged: pure functions of the metric history."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from latentsync_ray.config import BelowConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.config import BelowConfig, LossConfig, PlateauConfig, TransitionConfig
 
 
 class Observation(NamedTuple):
@@ -39,6 +39,36 @@ def should_transition(policy: TransitionConfig, history: Sequence[Observation]) 
     if policy.below is not None:
         conditions.append(_below(policy.below, history[-1]))
     return any(conditions) if policy.combine == "any" else bool(conditions) and all(conditions)
+
+
+def objective(metrics: Mapping[str, float], weights: LossConfig) -> float:
+    """Weighted sum of the validation terms."""
+    return float(sum(_weighted_terms(metrics, weights).values()))
+
+
+def _weighted_terms(metrics: Mapping[str, float], weights: LossConfig) -> dict[str, float]:
+    return {term: weight * metrics[f"val/{term}"] for term, weight in vars(weights).items() if weight > 0}
+
+
+def divergence(factor: float, weights: LossConfig, history: Sequence[Observation]) -> str | None:
+    """Says that the objective has grown to `factor` times its best or more, with step and term; None if it has not.
+
+    Args:
+        factor: Growth that counts as divergence.
+        weights: Of the objective's terms.
+        history: All boundaries so far, oldest first, at least one.
+    """
+    best, last = min(history, key=lambda seen: objective(seen.metrics, weights)), history[-1]
+    least, now = objective(best.metrics, weights), objective(last.metrics, weights)
+    if last is best or now < factor * least:
+        return None
+    terms, terms_before = _weighted_terms(last.metrics, weights), _weighted_terms(best.metrics, weights)
+    worst = max(terms, key=lambda term: terms[term] - terms_before[term])
+    return (
+        f"at step {last.global_step} val/objective is {now:.3g}, at step {best.global_step} it was "
+        f"{least:.3g}; most of it is val/{worst}, {last.metrics[f'val/{worst}']:.3g} where it was "
+        f"{best.metrics[f'val/{worst}']:.3g}"
+    )
 
 
 def _on_plateau(condition: PlateauConfig, history: Sequence[Observation]) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from latentsync_ray.config import LossConfig, Recipe
+from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import with_overrides
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
-from latentsync_ray.transition import Observation, should_transition
+from latentsync_ray.transition import Observation, divergence, objective, should_transition
 
 MEMORY_BYTES = 300 * 2**20
 """What a trial reserves: memory only, so that trials cannot starve worker groups of CPUs."""
@@ -38,7 +38,7 @@ class TrialSetup:
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """One step is one segment. The state is a pointer: the last segment, and the history of stage one."""
+    """One step is one segment. The state is a pointer: the last segment, and the history of metrics."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -65,16 +65,19 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         if "error" in answer:
             # An exception would have Ray Tune begin the trial again, to meet the same error.
-            return {**place, "error": answer["error"], "done": True}
+            return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}
 
         metrics = {**answer["metrics"]}
         metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
         self.last = segment
-        if segment.stage == FIRST_STAGE:
-            self.history.append(Observation(segment.end_step, metrics))
-        done = second_stage_step >= self.recipe.second_stage.num_steps
+        self.history.append(Observation(segment.end_step, metrics))
+        factor, weights = self.recipe.divergence_factor, self.recipe.validation.objective
+        if factor is not None and (diverged := divergence(factor, weights, self.history)):
+            place |= {"error": diverged, "diverged": True}
+        at_end = second_stage_step >= self.recipe.second_stage.num_steps
         # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
-        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], "at_end": done, "done": done}
+        ending = {"at_end": at_end, "done": at_end or "error" in place}
+        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights."""
@@ -104,12 +107,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.recipe = with_overrides(common.recipe, config, "trial")
         extra = common.extra if common.share else {**common.extra, "trial": trial_identity(config, self.trial_id)}
         self.root = root_key(self.recipe, common.fingerprints, extra)
-
-
-def objective(metrics: dict[str, float], weights: LossConfig) -> float:
-    """Weighted sum of the validation terms, with the recipe's fixed weights."""
-    terms = {term: weight for term, weight in vars(weights).items() if weight > 0}
-    return float(sum(weight * metrics[f"val/{term}"] for term, weight in terms.items()))
 
 
 def trial_number(trial_id: str) -> int:

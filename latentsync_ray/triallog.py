@@ -18,7 +18,7 @@ class TrialLog:
     results: list[dict[str, Any]] = field(default_factory=list)
     """What it reported at each boundary, oldest first."""
     status: str = "running"
-    """running, finished (ran to its end), stopped (by the scheduler) or failed."""
+    """running, finished (ran to its end), stopped (by the scheduler), diverged or failed."""
     error: str = ""
 
     @property

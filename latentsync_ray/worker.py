@@ -21,10 +21,10 @@ from PIL import Image
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.learn.stage import Training, TrainingSetup
+from latentsync_ray.learn.training import Training, TrainingSetup
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
-from latentsync_ray.store import DamagedEntryError, Store, weights_sha256
+from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -44,11 +44,14 @@ def train_loop(config: dict[str, Any]) -> None:
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
             lost_parent = order["segment"]["parent"] if isinstance(error, DamagedEntryError) else None
-            message = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            explained = isinstance(error, UserError | FloatingPointError)
+            message = str(error) if explained else f"{type(error).__name__}: {error}"
             one_line = " ".join(message.split())
+            fault = "diverged" if isinstance(error, FloatingPointError) else "error"
+            fault = "storage" if isinstance(error, StorageError) else fault
             # Other ranks may hang in a collective operation that this one has left: all of them start anew.
             restarting = world_size > 1
-            ray.get(engine.failed.remote(group, number, one_line, restarting, lost_parent))
+            ray.get(engine.failed.remote(group, number, one_line, fault, restarting, lost_parent))
             if restarting:
                 raise
         else:

@@ -75,7 +75,7 @@ def render(trials: list[TrialLog], best: int | None, **search: Any) -> str:
     summary = {
         "best": None if best is None else {"trial": best},
         "trials": len(trials),
-        "trials_by_status": {"finished": 1, "stopped": 0, "failed": 0},
+        "trials_by_status": {"finished": 1, "stopped": 0, "diverged": 0, "failed": 0},
         "steps_trained": 1234,
         "steps_distinct": 2345,
         "steps_without_sharing": 5678,

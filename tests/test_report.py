@@ -1,6 +1,7 @@
 """What a search says at its end, on trials made by hand."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,9 @@ def recipe() -> Recipe:
     return load_recipe(Path(__file__).parents[1] / "configs" / "demo", {**steps, **stages})
 
 
-def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[int, dict[str, Any]]:
-    num_failed = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 12.5)
-    return num_failed, json.loads((folder / "searches/s/summary.json").read_text())
+def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[bool, dict[str, Any]]:
+    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 12.5)
+    return succeeded, json.loads((folder / "searches/s/summary.json").read_text())
 
 
 def test_the_summary_counts_every_step_once(
@@ -103,9 +104,9 @@ def test_the_summary_counts_every_step_once(
 ) -> None:
     trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5]), trial(2, 40, [4, 3, 2.5], "stopped", "b"))
     trials[1].parameters["second_stage.optimizer.implementation"] = "fused"
-    num_failed, summary = report(trials, recipe, tmp_path)
-    assert num_failed == 0
-    assert summary["trials_by_status"] == {"finished": 2, "stopped": 1, "failed": 0}
+    succeeded, summary = report(trials, recipe, tmp_path)
+    assert succeeded
+    assert summary["trials_by_status"] == {"finished": 2, "stopped": 1, "diverged": 0, "failed": 0}
     # Stage one 20 + 20; stage two 20 after step 20, and 10 twice after step 40, under different settings.
     assert summary["steps_distinct"] == 40 + 20 + 10 + 10
     assert summary["steps_without_sharing"] == 40 + 50 + 50
@@ -124,8 +125,8 @@ def test_the_summary_counts_every_step_once(
 
 def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> None:
     failed = TrialLog(3, {"transition.at_step": 40}, status="failed", error="boom")
-    num_failed, _ = report(numbered(failed, trial(1, 40, [4, 3, 1.5]), trial(0, 20, [4, 3, 2])), recipe, tmp_path)
-    assert num_failed == 1
+    succeeded, _ = report(numbered(failed, trial(1, 40, [4, 3, 1.5]), trial(0, 20, [4, 3, 2])), recipe, tmp_path)
+    assert not succeeded
     with (tmp_path / "searches/s/trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["0", "1", "3"]
@@ -156,14 +157,23 @@ def test_a_search_without_any_result_still_says_so(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = TrialLog(0, {}, status="failed", error="first_stage from step 0 to 20: boom")
-    num_failed, summary = report(numbered(failed), recipe, tmp_path)
-    assert num_failed == 1
+    succeeded, summary = report(numbered(failed), recipe, tmp_path)
+    assert not succeeded
     assert summary["best"] is None
     assert (summary["steps_distinct"], summary["sharing_factor"]) == (0, 1.0)
     assert not (tmp_path / "searches/s/best").exists()
     said = capsys.readouterr().out
     assert "trial 0 failed: first_stage from step 0 to 20: boom\n" in said
     assert "best:" not in said
+
+
+def test_a_search_succeeds_unless_all_of_it_diverges(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverged = dataclasses.replace(trial(1, 20, [4, 3, 99]), status="diverged", error="at step 40 it is 99")
+    assert report(numbered(trial(0, 20, [4, 3, 2]), diverged), recipe, tmp_path)[0]
+    assert "trial 1 diverged: at step 40 it is 99\n" in capsys.readouterr().out
+    assert not report(numbered(diverged), recipe, tmp_path)[0]
 
 
 def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(recipe: Recipe, tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ def test_every_other_setting_is() -> None:
         {"gradient_accumulation_steps": 2},
         {"gradient_checkpointing": True},
         {"mixed_noise_alpha": 0.0},
+        {"ema_decay": 0.99},
         {"dtype": "bfloat16"},
+        {"compile": True},
         {"num_workers": 2},
         {"num_threads": 2},
     ]
@@ -133,6 +135,7 @@ def test_the_root_holds_what_all_segments_depend_on_and_nothing_else() -> None:
         dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folder="/moved")),
         dataclasses.replace(recipe, components=ComponentsConfig(vae="/moved", audio_encoder="/moved")),
         dataclasses.replace(recipe, validation=ValidationConfig(objective=LossConfig(recon=7.0))),
+        dataclasses.replace(recipe, divergence_factor=None),
         make_recipe(batch_size=3),
     ]
     assert {root_key(other, FINGERPRINTS) for other in same} == {root}

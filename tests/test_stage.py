@@ -14,7 +14,8 @@ from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.learn.interop import write_official
-from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
+from latentsync_ray.learn.stage import LatentSyncTraining
+from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.store import Store, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +167,48 @@ def test_half_precision_validates_as_full_precision_does(recipe: Recipe) -> None
         results[dtype] = training.validate()["val/recon"]
     assert results["bfloat16"] == pytest.approx(results["float32"], rel=0.01)
     assert results["float16"] == pytest.approx(results["float32"], rel=0.01)
+
+
+def test_the_average_is_validated_handed_on_and_goes_on_exactly(recipe: Recipe) -> None:
+    decay = 0.5
+    stage = replace(recipe.first_stage, ema_decay=decay)
+    training = new_training(recipe)
+    training.build("first_stage", stage, None, "")
+    name, parameter = training.trainable[0]
+    seen = []
+    for step in range(3):
+        training.step(step, step)
+        seen.append(parameter.detach().clone())
+    # diffusers' EMAModel warms up: the decay is at most (1 + n) / (10 + n) after n updates (its get_decay).
+    average = seen[0]
+    for n, value in enumerate(seen[1:], start=1):
+        average = average + (1 - min(decay, (1 + n) / (10 + n))) * (value - average)
+    state = {name: tensor.clone() for name, tensor in training.state().items()}
+    torch.testing.assert_close(state[f"model.{name}"], average)
+    assert torch.equal(state[f"trained.{name}"], seen[-1]) and torch.equal(parameter, seen[-1])
+
+    plain = new_training(recipe)  # what is validated, and what stage two starts from, is the average
+    plain.build("first_stage", recipe.first_stage, {n: t for n, t in state.items() if n[:6] == "model."}, "")
+    assert training.validate() == plain.validate()
+    assert torch.equal(parameter, seen[-1])
+    plain.build("second_stage", recipe.second_stage, state, "first_stage")
+    assert torch.equal(plain.unet.state_dict()[name], state[f"model.{name}"])
+
+    again = new_training(recipe)
+    again.build("first_stage", stage, state, "first_stage")
+    assert again.step(3, 3) == training.step(3, 3)
+    assert weights_sha256(again.state()) == weights_sha256(training.state())
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_numbers(recipe: Recipe) -> None:
+    results = []
+    for compiled in (False, True):
+        training = new_training(recipe)
+        training.build("first_stage", replace(recipe.first_stage, compile=compiled), None, "")
+        results.append([training.step(step, step)["loss"] for step in range(2)])
+        assert set(training.state()) >= {f"model.{name}" for name in training.unet.state_dict()}
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
 def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentsync_ray.config import UserError
-from latentsync_ray.store import DamagedEntryError, Store, weights_sha256
+from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 KEY = "0123abcd" * 8
 RECORD = {"metrics": {"val/recon": 0.1, "train/loss": 1e-300}, "steps": [{"loss": 0.3}], "segment": {"end_step": 20}}
@@ -237,3 +237,19 @@ def test_weights_are_named_by_names_types_shapes_and_bytes() -> None:
         "model.more": torch.zeros(1),
     }
     assert len({name, *(weights_sha256({**state, key: value}) for key, value in changes.items())}) == 6
+
+
+def test_a_place_that_cannot_be_written_any_more_is_said_in_one_line(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    (tmp_path / "store").write_text("in the way")
+    for write in (lambda: store.write_json("x.json", {}), lambda: store.publish("a" * 64, {}, {"w": torch.zeros(1)})):
+        with pytest.raises(StorageError, match=r"^storage .*: cannot be written \(.+\); make room or mend it"):
+            write()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "x.json" / "in the way").mkdir(parents=True)
+    with pytest.raises(StorageError):
+        store.write_bytes("x.json", b"content")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]

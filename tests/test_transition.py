@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config import BelowConfig, PlateauConfig, TransitionConfig
-from latentsync_ray.transition import Observation, should_transition
+from latentsync_ray.config import BelowConfig, LossConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.transition import Observation, divergence, objective, should_transition
 
 EVERY = 20
 
@@ -158,3 +158,21 @@ def test_at_step_fires_exactly_there(steps: list[int], values: list[float]) -> N
 def test_a_plateau_knows_no_unit(values: list[float], exponent: int, min_delta: float) -> None:
     scaled = [value * 2.0**exponent for value in values]
     assert plateau(scaled, min_delta=min_delta) == plateau(values, min_delta=min_delta)
+
+
+def test_the_objective_is_a_weighted_sum_of_terms_with_a_weight() -> None:
+    assert objective({"val/recon": 2.0, "val/trepa": 0.5}, LossConfig(recon=3.0, trepa=4.0)) == 8.0
+
+
+def test_divergence_is_told_from_the_best_with_its_step_and_term() -> None:
+    weights = LossConfig(recon=1.0, lpips=0.1)
+    values = [(4.0, 1.0), (1.0, 1.0), (1.5, 2.0), (1.2, 98.0)]
+    history = [
+        Observation(step, {"val/recon": recon, "val/lpips": lpips})
+        for step, (recon, lpips) in zip(count(EVERY, EVERY), values, strict=False)
+    ]
+    assert [divergence(10, weights, history[:end]) for end in (1, 2, 3)] == [None] * 3  # a start may be bad
+    assert divergence(10, weights, history) == (
+        "at step 80 val/objective is 11, at step 40 it was 1.1; most of it is val/lpips, 98 where it was 1"
+    )
+    assert divergence(10.1, weights, history) is None

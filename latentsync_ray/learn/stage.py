@@ -1,113 +1,35 @@
-"""Two-stage training: what a worker drives through the protocol `Training`, and LatentSync's own."""
+"""LatentSync's two stages: a `training.Training` on prepared clips."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from latentsync_ray.config import LOSS_TERMS, ComponentsConfig, LossConfig, StageConfig, ValidationConfig
+from latentsync_ray.config import LOSS_TERMS, LossConfig, StageConfig
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
 from latentsync_ray.learn.interop import read_weights
 from latentsync_ray.learn.losses import LPIPS, TREPALoss, recon_loss, sync_loss
 from latentsync_ray.learn.syncnet import StableSyncNet
+from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable, warm_start
 
 Sample = Mapping[str, Any]
 NUM_TRAIN_TIMESTEPS = 1000
 SCALER_STATE = ("scale", "_growth_tracker")
 """What of a GradScaler changes as it goes."""
-
-
-class Training(Protocol):
-    """What the worker needs of a training. All of it is a pure function of settings, state and step."""
-
-    def __init__(self, setup: TrainingSetup):
-        """Loads what all segments have in common."""
-        ...
-
-    @staticmethod
-    def check(config: StageConfig, start: str | None) -> None:
-        """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time.
-
-        Args:
-            config: The stage's settings.
-            start: Weights that it is to start from (`components.unet`), if it is the one to start.
-        """
-        ...
-
-    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
-        """Makes the stage ready to train from a state (None: from the initial weights).
-
-        Args:
-            stage: `first_stage` or `second_stage`.
-            config: The stage's settings.
-            state: What `state` returned at the end of the parent segment, on the CPU.
-            state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
-        """
-        ...
-
-    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
-        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Metrics on the fixed validation set, equal on all ranks."""
-        ...
-
-    def preview(self) -> Tensor | None:
-        """A picture (H, W, 3), uint8, of what it makes, if there is something to see; rank 0 alone is asked."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that training goes on from: `model.*` and `optimizer.*`, on the CPU."""
-        ...
-
-
-class Samples(Protocol):
-    """Where training and validation samples come from: pure functions of their arguments."""
-
-    def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> dict[str, Any]:
-        """One sample of the global batch."""
-        ...
-
-    def validation_samples(self, num_samples: int, num_frames: int, seed: int) -> Sequence[dict[str, Any]]:
-        """The fixed validation set."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What stays the same for all segments that a worker trains."""
-
-    samples: Samples
-    """Prepared clips."""
-    components: ComponentsConfig
-    """The frozen networks."""
-    validation: ValidationConfig
-    """The fixed validation."""
-    num_frames: int
-    """Frames of a sample."""
-    seed: int
-    """Of the initial weights, samples, timesteps and noise."""
-    device: torch.device
-    """Where this worker computes."""
-    rank: int = 0
-    """This worker's number."""
-    world_size: int = 1
-    """Number of workers."""
 
 
 class LatentSyncTraining:
@@ -158,7 +80,8 @@ class LatentSyncTraining:
             weights = read_weights(start)
         else:
             weights = {name[len("model.") :]: t for name, t in (state or {}).items() if name.startswith("model.")}
-        if state is not None and stage == state_stage:
+        resumed = state if stage == state_stage else None
+        if resumed is not None:
             self.unet.load_state_dict(weights)
         elif weights:
             warm_start(self.unet, weights)
@@ -166,8 +89,10 @@ class LatentSyncTraining:
 
         self.trainable = select_trainable(self.unet, config.trainable_modules)
         settings = config.optimizer
+        parameters = [parameter for _, parameter in self.trainable]
+        self.ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in self.trainable],
+            parameters,
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
@@ -175,13 +100,9 @@ class LatentSyncTraining:
             foreach=settings.implementation == "foreach",
             fused=settings.implementation == "fused",
         )
-        if state is not None and stage == state_stage:
-            self._load_moments(state)
         self.scaler = torch.amp.GradScaler(self.setup.device.type, enabled=config.dtype == "float16")
-        if state is not None and stage == state_stage and self.scaler.is_enabled():
-            self.scaler.load_state_dict(
-                self.scaler.state_dict() | {name: state[f"scaler.{name}"].item() for name in SCALER_STATE}
-            )
+        if resumed is not None:
+            self._resume(resumed)
         for network in (self.unet, self.vae):
             if config.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
@@ -190,10 +111,12 @@ class LatentSyncTraining:
         self.lr_factor = _lr_factor(config)
 
         self.network: torch.nn.Module = self.unet
+        if config.compile:
+            self.network = cast(torch.nn.Module, torch.compile(self.unet))
         if self.setup.world_size > 1:
             # Looking for unused parameters keeps the gradient buckets as they are at first; else the second step
             # sums in another order than the first, and a restart would show in the last bits.
-            self.network = DistributedDataParallel(self.unet, find_unused_parameters=True)
+            self.network = DistributedDataParallel(self.network, find_unused_parameters=True)
 
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
         """One step of AdamW on this rank's share of the global batch; see `Training.step`.
@@ -218,6 +141,9 @@ class LatentSyncTraining:
                 raise FloatingPointError(f"step {global_step + 1}: the gradient norm is {float(grad_norm)}")
             self.scaler.step(self.optimizer)  # skips the optimizer if overflown
             self.scaler.update()
+        if self.ema is not None:
+            self.ema.optimization_step = stage_step
+            self.ema.step(parameters)
 
         metrics = _mean_over_ranks(losses, self.setup.world_size)
         metrics["grad_norm"] = float(grad_norm)
@@ -273,19 +199,18 @@ class LatentSyncTraining:
             for index in range(setup.rank, len(self.validation_samples), setup.world_size)
             for timestep in setup.validation.timesteps
         ]
-        self.unet.eval()
-        for start in range(0, len(pairs), setup.validation.batch_size):
-            chunk = pairs[start : start + setup.validation.batch_size]
-            samples = [self.validation_samples[index] for index, _ in chunk]
-            draws = [
-                _draw(setup.validation.seed, "validation", timestep, index, sample)
-                for (index, timestep), sample in zip(chunk, samples, strict=True)
-            ]
-            timesteps, noise = self._noise(draws, setup.validation.mixed_noise_alpha)
-            batch = _collate(samples, setup.device)
-            for term, value in self._loss_terms(self.unet, batch, timesteps, noise, everything).items():
-                totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value * len(chunk)
-        self.unet.train()
+        with self._evaluating():
+            for start in range(0, len(pairs), setup.validation.batch_size):
+                chunk = pairs[start : start + setup.validation.batch_size]
+                samples = [self.validation_samples[index] for index, _ in chunk]
+                draws = [
+                    _draw(setup.validation.seed, "validation", timestep, index, sample)
+                    for (index, timestep), sample in zip(chunk, samples, strict=True)
+                ]
+                timesteps, noise = self._noise(draws, setup.validation.mixed_noise_alpha)
+                batch = _collate(samples, setup.device)
+                for term, value in self._loss_terms(self.unet, batch, timesteps, noise, everything).items():
+                    totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value * len(chunk)
         if not totals:  # more ranks than samples
             totals = {term: torch.zeros((), device=setup.device) for term in (*names, "sync_confidence")}
         num_pairs = len(self.validation_samples) * len(setup.validation.timesteps)
@@ -299,11 +224,9 @@ class LatentSyncTraining:
         draw = _draw(self.setup.validation.seed, "validation", timestep, 0, sample)
         timesteps, noise = self._noise([draw], self.setup.validation.mixed_noise_alpha)
         batch = _collate([sample], self.setup.device)
-        self.unet.eval()
-        with self._autocast():
+        with self._evaluating(), self._autocast():
             pred_latents, _ = self._predict(self.unet, batch, timesteps, noise)
             generated = decode_video(self.vae, pred_latents).float()
-        self.unet.train()
         truth = batch["frames"] / 127.5 - 1
         masks = F.interpolate(batch["masks"], size=truth.shape[2:])
         columns = torch.cat([truth * masks, generated, truth], dim=4)[0]  # (3, F, H, 3 * W)
@@ -311,8 +234,15 @@ class LatentSyncTraining:
         return rows.add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights by name, and the optimizer's moments by parameter name; see `Training.state`."""
+        """Weights by name, and the optimizer's moments by parameter name; see `Training.state`.
+
+        With an average, `model.*` is the average, and `trained.*` what goes on being trained.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.unet.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"trained.{name}": parameter for name, parameter in self.trainable}
+            for (name, _), average in zip(self.trainable, self.ema.shadow_params, strict=True):
+                tensors[f"model.{name}"] = average
         for name, parameter in self.trainable:
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{moment}"] = value
@@ -321,13 +251,35 @@ class LatentSyncTraining:
             tensors |= {f"scaler.{name}": torch.tensor(values[name]) for name in SCALER_STATE}
         return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
-    def _load_moments(self, state: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def _resume(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a state of the same stage, whose `model.*` is in the UNet already."""
         for name, parameter in self.trainable:
+            if f"trained.{name}" in state:  # then `model.*` is their average
+                parameter.copy_(state[f"trained.{name}"])
             for moment in ("step", "exp_avg", "exp_avg_sq"):
                 stored = state.get(f"optimizer.{name}.{moment}")
                 if stored is not None:
                     device = "cpu" if moment == "step" and self.config.optimizer.implementation != "fused" else None
                     self.optimizer.state[parameter][moment] = stored.to(device or parameter.device, copy=True)
+        if self.scaler.is_enabled():
+            values = {name: state[f"scaler.{name}"].item() for name in SCALER_STATE}
+            self.scaler.load_state_dict(self.scaler.state_dict() | values)
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The UNet in eval mode, with the average of its weights if one is kept."""
+        parameters = [parameter for _, parameter in self.trainable]
+        self.unet.eval()
+        if self.ema is not None:
+            self.ema.store(parameters)
+            self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(parameters)
+            self.unet.train()
 
     def _can_compute(self, term: str) -> bool:
         needed = {"sync": self.syncnet, "lpips": self.lpips, "trepa": self.trepa}

@@ -43,7 +43,13 @@ MakeSearch = Callable[..., Path]
 def make_search(tmp_path: Path, data_folder: Path) -> MakeSearch:
     """Writes a recipe with the trivial training (or the demo's own) and a search space over it."""
 
-    def make(*, trivial: bool = True, stage: dict[str, Any] | None = None, **search: Any) -> Path:
+    def make(
+        *,
+        trivial: bool = True,
+        stage: dict[str, Any] | None = None,
+        data_folder: Path = data_folder,
+        **search: Any,
+    ) -> Path:
         demo = ROOT / "configs" / "demo"
         recipe = yaml.safe_load((demo / "recipe.yaml").read_text())
         for name, source in recipe["components"].items():

@@ -18,7 +18,8 @@ from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import load_recipe, stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.learn.stage import LatentSyncTraining, TrainingSetup
+from latentsync_ray.learn.stage import LatentSyncTraining
+from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.store import Store
 
 pytestmark = pytest.mark.slow

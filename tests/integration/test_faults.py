@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,16 @@ import pytest
 from helpers import ray_processes, when
 
 pytestmark = pytest.mark.slow
+
+
+NOTES = "segments/*/executions/*.json"
+"""What workers leave in the store when they begin a segment."""
+
+
+def print_retry(outcome: Any, fault_time: float) -> None:
+    """Says how long after a fault a worker began to train again (pytest -s shows it)."""
+    notes = sorted(file.stat().st_mtime for file in outcome.store.glob(NOTES))
+    print(f"tried again {next(note for note in notes if note > fault_time) - fault_time:.1f} s after the fault")
 
 
 def undisturbed(outcome: Any, make_search: Any, run_search: Any, **search: Any) -> bool:
@@ -35,7 +47,35 @@ def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_s
     outcome = run_search(space)
     assert outcome.exit_status == 1
     assert [trial["status"] for trial in outcome.trials] == ["failed", "finished"]
-    assert outcome.summary["trials_by_status"] == {"finished": 1, "stopped": 0, "failed": 1}
+    assert outcome.summary["trials_by_status"] == {"finished": 1, "stopped": 0, "diverged": 0, "failed": 1}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
+    num_workers: int, cluster: None, make_search: Any, run_search: Any, capfd: Any
+) -> None:
+    space = make_search(
+        stage={"second_stage": {"nan_at_step": 10}},
+        param_space={"transition.at_step": {"grid": [8, 12]}},
+        workers={"max_groups": 1},
+    )
+    settings = [f"first_stage.num_workers={num_workers}", f"second_stage.num_workers={num_workers}"]
+    outcome = run_search(space, *settings)
+    assert outcome.exit_status == 0
+    assert [trial["status"] for trial in outcome.trials] == ["diverged", "finished"]
+    assert outcome.trials[0]["global_step"] == "8"  # its last checkpoint, from which other settings may start
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("trial 0")]
+    assert line == "trial 0 diverged: second_stage from step 8 to 12: step 10: the recon loss is nan"
+
+
+def test_a_diverging_trial_is_stopped_at_its_boundary(cluster: None, make_search: Any, run_search: Any) -> None:
+    space = make_search(stage={"second_stage": {"grow": 1000}})
+    outcome = run_search(space)
+    assert outcome.exit_status == 1  # there is no other trial
+    assert [(trial["status"], trial["global_step"]) for trial in outcome.trials] == [("diverged", "12")]
+    longer = run_search(space, "divergence_factor=null")
+    assert [(trial["status"], trial["global_step"]) for trial in longer.trials] == [("finished", "16")]
+    assert longer.summary["steps_trained"] == 4  # what it had was kept
 
 
 def test_an_error_that_does_not_come_again_is_retried(
@@ -59,14 +99,12 @@ def test_a_worker_killed_in_mid_segment(
     assert (tmp_path / "killed").exists() and outcome.exit_status == 0
     assert len(outcome.executed) <= len(set(outcome.executed)) + 1
     assert any("first_stage to step 8" in notice for notice in outcome.summary["notices"])
-    notes = sorted(file.stat().st_mtime for file in outcome.store.glob("segments/*/executions/*.json"))
-    fault_time = (tmp_path / "killed").stat().st_mtime
-    print(f"tried again {next(note for note in notes if note > fault_time) - fault_time:.1f} s after the fault")
+    print_retry(outcome, (tmp_path / "killed").stat().st_mtime)
     clean = run_search(make_search(), *settings, store="undisturbed")
     assert [t["val/recon"] for t in outcome.trials] == [t["val/recon"] for t in clean.trials]
 
 
-def test_a_killed_controller(cluster: None, make_search: Any, run_search: Any) -> None:
+def test_a_killed_controller(cluster: None, make_search: Any, run_search: Any, tmp_path: Path) -> None:
     """The process behind `fit()` is killed: the engine starts another group."""
     slow = {"first_stage": {"step_seconds": 0.5}}
 
@@ -74,10 +112,13 @@ def test_a_killed_controller(cluster: None, make_search: Any, run_search: Any) -
         for process in ray_processes("ray::TrainController"):
             process.send_signal(signal.SIGKILL)
 
-    thread = when(lambda: len(ray_processes("ray::RayTrainWorker")) > 0, lambda: (time.sleep(2), kill()))
+    killed_at = []
+    begun = tmp_path / "results"
+    thread = when(lambda: any(begun.glob(NOTES)), lambda: (kill(), killed_at.append(time.time())))
     outcome = run_search(make_search(stage=slow, workers={"max_groups": 1}))
     thread.join()
     assert outcome.exit_status == 0
+    print_retry(outcome, killed_at[0])
     assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
     assert undisturbed(outcome, make_search, run_search)
 
@@ -115,6 +156,69 @@ def test_damaged_entries_are_trained_again(cluster: None, make_search: Any, run_
     assert all("\n" not in notice and "trained again" in notice for notice in notices)
     clean = run_search(make_search(), "second_stage.num_steps=8", store="undisturbed")
     assert [t["val/recon"] for t in longer.trials] == [t["val/recon"] for t in clean.trials]
+
+
+def test_a_full_storage_ends_the_search_in_one_line_and_room_lets_it_go_on(
+    make_search: Any, run_search: Any, tmp_path: Path
+) -> None:
+    """On a small file system of its own, which takes a mount namespace."""
+    allowed = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+    if allowed.returncode != 0:
+        pytest.skip("this system lets nobody mount a file system of his own")
+    space, full = make_search(workers={"max_groups": 1}), tmp_path / "full"
+    full.mkdir()
+    tune = f"{sys.executable} -m latentsync_ray.tune {space} storage={full} second_stage.num_steps=40"
+    script = f"""
+        mount -t tmpfs -o size=120k none {full}
+        {tune} > {tmp_path}/first.txt 2>&1; echo "exit status $?" >> {tmp_path}/first.txt
+        find {full} -name '*.tmp' > {tmp_path}/left.txt
+        mount -o remount,size=50m {full}
+        {tune} && cp -r {full} {tmp_path}/results
+    """
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    again = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=environment, capture_output=True, text=True)
+    first = (tmp_path / "first.txt").read_text()
+    assert first.endswith("exit status 2\n"), first
+    assert "No space left on device" in first and "Traceback" not in first
+    assert (tmp_path / "left.txt").read_text() == ""
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(next(tmp_path.glob("results/searches/*/summary.json")).read_text())
+    assert 0 < summary["steps_trained"] < summary["steps_distinct"] == 48
+    clean = run_search(space, "second_stage.num_steps=40", store="undisturbed")
+    (table,) = tmp_path.glob("results/searches/*/trials.csv")
+    with table.open() as stream:
+        assert list(csv.DictReader(stream)) == clean.trials
+
+
+def test_a_clip_that_turns_unreadable_in_mid_run(make_search: Any, run_search: Any, tmp_path: Path) -> None:
+    """Two workers train on it; one line names the file, and with the file mended the numbers are the same."""
+    folder = tmp_path / "clips"
+    settings = ["first_stage.num_workers=2", "second_stage.num_workers=2"]
+    space = make_search(trivial=False, data_folder=folder, workers={"max_groups": 1})
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(space), *settings, f"storage={tmp_path / 'results'}"]
+
+    def damage() -> None:
+        clip = min(folder.glob("*/clips/*.safetensors"))
+        shutil.copy(clip, tmp_path / "whole")
+        with clip.open("r+b") as stream:
+            stream.truncate(1000)
+
+    thread = when(lambda: any(tmp_path.glob("results/segments/*/record.json")), damage, seconds=240)
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    thread.join()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("trial 0 failed")]
+    assert done.returncode == 1 and "the file is damaged; prepare the set again" in line
+    assert "Traceback" not in done.stdout + done.stderr
+
+    shutil.copy(tmp_path / "whole", min(folder.glob("*/clips/*.safetensors")))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert again.returncode == 0, again.stderr
+    folder = Path(again.stdout.strip().splitlines()[-1].removeprefix("results: "))
+    with (folder / "trials.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    clean = run_search(space, *settings, store="undisturbed")
+    assert rows == clean.trials
 
 
 def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None:

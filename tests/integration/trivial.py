@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentsync_ray.config import StageConfig
-from latentsync_ray.learn.stage import TrainingSetup
+from latentsync_ray.learn.training import TrainingSetup
 
 
 class TrivialTraining:
@@ -25,7 +25,7 @@ class TrivialTraining:
 
     @staticmethod
     def check(config: StageConfig, start: str | None) -> None:
-        unknown = set(config.model) - {"step_seconds", "fail_at_step", "fail_once", "kill_once"}
+        unknown = set(config.model) - {"step_seconds", "fail_at_step", "nan_at_step", "fail_once", "kill_once", "grow"}
         if unknown:
             raise ValueError(f"unknown settings {sorted(unknown)}")
 
@@ -49,7 +49,7 @@ class TrivialTraining:
         return {"loss": float(gradient) ** 2, "recon": float(gradient) ** 2}
 
     def validate(self) -> dict[str, float]:
-        recon = float(torch.exp(-self.weight.abs()) + 0.1)
+        recon = float(torch.exp(-self.weight.abs()) + 0.1) * self.config.model.get("grow", 1)
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
 
     def preview(self) -> None:
@@ -62,6 +62,8 @@ class TrivialTraining:
         """Faults on request; a fault that happens once leaves a file behind to know it by."""
         model = self.config.model
         if model.get("fail_at_step") == global_step:
+            raise RuntimeError("a fault that comes again")
+        if model.get("nan_at_step") == global_step and self.setup.rank == self.setup.world_size - 1:
             raise FloatingPointError(f"step {global_step}: the recon loss is nan")
         for fault, marker in ((n, model[n]) for n in ("fail_once", "kill_once") if n in model):
             step, file = marker["step"], Path(marker["file"])
