@@ -68,7 +68,8 @@ def report_html(search: SearchConfig, trials: Mapping[int, TrialLog], summary: M
     if best is not None:
         about = (
             f"{search.metric} at each report boundary. Stage one is drawn once; branches leave it where trials did. "
-            "The star is the best trial, a cross one that was stopped (red: diverged or failed). A double click shows all values."
+            "The star is the best trial, a cross one that was stopped (red: diverged or failed). A double click "
+            "shows all values."
         )
         page.append(_section("Stage tree", about, _stage_tree(search, started, best)))
         if names := [name for name in search.param_space if len(_distinct(started, name)) > 1]:

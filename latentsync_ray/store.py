@@ -222,23 +222,23 @@ class Store:
         from safetensors.torch import save_file
 
         folder = f"{self.root}/segments/{key}"
-        with tempfile.TemporaryDirectory() as scratch:
-            name = f"state.{uuid.uuid4().hex}.tmp"
-            file = Path(folder if self._is_local else scratch) / name
-            try:
-                self._filesystem.create_dir(folder, recursive=True)
-                save_file(dict(state), file)
-                entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
-                if self._is_local:
-                    file.replace(f"{folder}/state.safetensors")
-                else:
-                    pyarrow.fs.copy_files(
-                        str(file), f"{folder}/state.safetensors", destination_filesystem=self._filesystem
-                    )
-            except (OSError, SafetensorError) as error:
-                raise StorageError.at(f"{folder}/state.safetensors", error) from None
-            finally:
-                file.unlink(missing_ok=True)
+        try:
+            self._filesystem.create_dir(folder, recursive=True)
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(folder if self._is_local else scratch) / f"state.{uuid.uuid4().hex}.tmp"
+                try:
+                    save_file(dict(state), file)
+                    entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
+                    if self._is_local:
+                        file.replace(f"{folder}/state.safetensors")
+                    else:
+                        pyarrow.fs.copy_files(
+                            str(file), f"{folder}/state.safetensors", destination_filesystem=self._filesystem
+                        )
+                finally:
+                    file.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise StorageError.at(f"{folder}/state.safetensors", error) from None
         return entry
 
 

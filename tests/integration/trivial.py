@@ -25,7 +25,14 @@ class TrivialTraining:
 
     @staticmethod
     def check(config: StageConfig, start: str | None) -> None:
-        unknown = set(config.model) - {"step_seconds", "fail_at_step", "nan_at_step", "fail_once", "kill_once", "grow"}
+        unknown = set(config.model) - {
+            "step_seconds",
+            "fail_at_step",
+            "nan_at_step",
+            "fail_once",
+            "kill_once",
+            "grow",
+        }
         if unknown:
             raise ValueError(f"unknown settings {sorted(unknown)}")
 
