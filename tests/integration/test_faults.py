@@ -52,7 +52,7 @@ def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_s
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
-    num_workers: int, cluster: None, make_search: Any, run_search: Any, capfd: Any
+    num_workers: int, cluster: None, make_search: Any, run_search: Any
 ) -> None:
     space = make_search(
         stage={"second_stage": {"nan_at_step": 10}},
@@ -64,8 +64,8 @@ def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
     assert outcome.exit_status == 0
     assert [trial["status"] for trial in outcome.trials] == ["diverged", "finished"]
     assert outcome.trials[0]["global_step"] == "8"  # its last checkpoint, from which other settings may start
-    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("trial 0")]
-    assert line == "trial 0 diverged: second_stage from step 8 to 12: step 10: the recon loss is nan"
+    trial = json.loads((outcome.folder / "trials.json").read_text())[0]
+    assert trial["error"] == "second_stage from step 8 to 12: step 10: the recon loss is nan"
 
 
 def test_a_diverging_trial_is_stopped_at_its_boundary(cluster: None, make_search: Any, run_search: Any) -> None:
