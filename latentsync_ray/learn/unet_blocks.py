@@ -67,8 +67,12 @@ class Attention(nn.Module):
 
     def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (N, L, C) to the same shape, attending to `context` (N, S, D), by default to itself."""
-        context = hidden_states if context is None else context
-        projections = self.to_q(hidden_states), self.to_k(context), self.to_v(context)
+        # Projections of the same input are one product.
+        weights = self.to_q.weight, self.to_k.weight, self.to_v.weight
+        if context is None:
+            projections = F.linear(hidden_states, torch.cat(weights)).chunk(3, dim=-1)
+        else:
+            projections = (self.to_q(hidden_states), *F.linear(context, torch.cat(weights[1:])).chunk(2, dim=-1))
         query, key, value = (p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in projections)
         attended = F.scaled_dot_product_attention(query, key, value)
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
