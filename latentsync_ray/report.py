@@ -125,6 +125,7 @@ def write_report(
     recipe: Recipe,
     trials: dict[int, TrialLog],
     status: dict[str, Any],
+    syncnet_accuracy: float | None,
     wall_seconds: float,
 ) -> int:
     """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe. Returns the number of failed trials.
@@ -136,6 +137,7 @@ def write_report(
         recipe: The recipe before a trial's own values.
         trials: What became of each trial.
         status: The engine's last words.
+        syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
         wall_seconds: Duration of this run.
     """
     rows = [_row(search, trials[number]) for number in sorted(trials)]
@@ -167,6 +169,7 @@ def write_report(
         "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
         "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
         "wall_seconds": wall_seconds,
+        "syncnet_accuracy": syncnet_accuracy,
         "notices": status["notices"],
     }
     store.write_json(f"{folder}/summary.json", summary)
