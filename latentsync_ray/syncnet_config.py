@@ -35,6 +35,9 @@ class SyncNetConfig:
     """Windows of frames a step, over all workers and micro-batches."""
     windows_per_clip: int = 2
     """So many windows come from different places of one clip; each is set against its own sound and the others'."""
+    off_sync_share: float = 0.5
+    """Share of the loss on off-sync pairs. Embeddings are never below 0, so similarities err upwards, for which more
+    than one half makes up."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of a worker's share, one after another: less memory, the same step."""
     num_steps: int = 1000
@@ -68,6 +71,8 @@ class SyncNetConfig:
         if isinstance(visual_encoder, dict) and visual_encoder.get("in_channels", channels) != channels:
             rule = f"must be 3 * data.num_frames ({channels})"
             yield "model.visual_encoder.in_channels", rule, "change either, so that every frame has its three colours"
+        if not 0 < self.off_sync_share < 1:
+            yield "off_sync_share", "must be above 0 and below 1", "LatentSync's is 0.5"
         if self.resolution is not None and (self.resolution < 2 or self.resolution % 2):
             yield "resolution", "must be even and at least 2", "SyncNet sees the lower half of each frame"
         shares = self.num_workers * self.gradient_accumulation_steps * self.windows_per_clip

@@ -79,9 +79,10 @@ def test_every_other_step_shows_decoded_frames(config: SyncNetConfig, clips: Pre
     assert [pytest.approx(a, rel=1e-6) == b for a, b in losses] == [True, False, True, False]
 
 
-def test_half_of_the_weight_is_on_pairs_in_sync(config: SyncNetConfig, clips: PreparedClips) -> None:
-    """The first loss, pair by pair, from what the sync loss of stage two sees."""
-    own = training(config, clips)
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_the_loss_pair_by_pair(share: float, config: SyncNetConfig, clips: PreparedClips) -> None:
+    """From what the sync loss of stage two sees: each picture of a sample with each of its sounds."""
+    own = training(replace(config, off_sync_share=share), clips)
     syncnet, expected = build_syncnet(config), 0.0
     for index in range(2):
         frames, mels = own.windows.train_windows(config.seed, 0, index)
@@ -90,7 +91,7 @@ def test_half_of_the_weight_is_on_pairs_in_sync(config: SyncNetConfig, clips: Pr
                 with torch.no_grad():
                     loss, confidence = sync_loss(syncnet, frames[i : i + 1] / 127.5 - 1, mels[j : j + 1])
                 apart = -torch.log1p(-confidence).clamp(min=-100)
-                expected += float(loss) / 16 if i == j else float(apart) / 48
+                expected += (1 - share) * float(loss) / 8 if i == j else share * float(apart) / 24
     assert own.step()["loss"] == pytest.approx(expected, rel=1e-4)
 
 

@@ -76,6 +76,7 @@ def settings(**values: Any) -> SyncNetConfig:
         ({"model": {"visual_encoder": {"in_channels": 24}}}, "model.visual_encoder.in_channels"),
         ({"data": DataConfig("clips", synthetic=SyntheticConfig()), "audio_encoder": "a"}, "vae"),
         ({"data": DataConfig("clips", synthetic=SyntheticConfig()), "vae": "v"}, "audio_encoder"),
+        ({"off_sync_share": 1.0}, "off_sync_share"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -53,6 +53,8 @@ class SyncTraining:
         self.num_steps_taken = 0
         self.syncnet = build_syncnet(config).to(device).train()
         self.vae = None if config.vae is None else load_autoencoder(config.vae).to(device)
+        if self.vae is not None:
+            self.vae.to(memory_format=torch.channels_last)  # a third faster, on CPUs too
 
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -134,7 +136,7 @@ class SyncTraining:
         self.num_steps_taken = int(state["num_steps_taken"])
 
     def _loss(self, step: int, indices: Iterable[int]) -> Tensor:
-        """Mean over the samples; in each of them in-sync and off-sync pairs weigh the same."""
+        """Mean over the samples of what all pairs of a sample's pictures and sounds give."""
         samples = [self.windows.train_windows(self.config.seed, step, index) for index in indices]
         frames, mels = (torch.stack(parts).flatten(0, 1).to(self.device) for parts in zip(*samples, strict=True))
         pixels = frames / 127.5 - 1
@@ -156,7 +158,7 @@ class SyncTraining:
             in_sync.flatten(),
         ).view_as(in_sync)
         together, apart = losses[in_sync], losses[~in_sync]
-        return (together.mean() + apart.mean()) / 2
+        return torch.lerp(together.mean(), apart.mean(), self.config.off_sync_share)
 
     def _synchronized(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Ranks exchange gradients in the last micro-batch's backward pass alone."""
