@@ -25,6 +25,7 @@ from latentsync_ray.data.media import SAMPLE_RATE, first_mel_column, mel_spectro
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import decode_latents, encode_latents, load_autoencoder
 from latentsync_ray.learn.losses import LPIPS, TREPALoss, cosine_loss
+from latentsync_ray.learn.sync_training import sync_accuracy
 from latentsync_ray.learn.syncnet import StableSyncNet
 
 DEMO = Path(__file__).parent / "demo"
@@ -393,29 +394,14 @@ def psnr(frames: Tensor, others: Tensor) -> float:
     return (10 * torch.log10(255**2 / mse)).mean().item()
 
 
-@torch.no_grad()
 def accuracy(syncnet: StableSyncNet, clips: Clips) -> dict[str, float]:
-    """Shares of pairs told rightly at a cosine similarity of 0.5.
-
-    Windows follow each other without overlap; off-sync are a window's frames with every other window of its clip.
-    """
-    in_sync, off_sync = [], []
+    """Shares of pairs told rightly, in windows that follow each other without overlap."""
     starts = list(range(0, clips.frames.shape[1] - NUM_FRAMES + 1, NUM_FRAMES))
-    for clip in range(len(clips.frames)):
-        vision_embeds, audio_embeds = syncnet(*clips.windows(clip, starts))
-        similarity = vision_embeds @ audio_embeds.T
-        own = torch.eye(len(starts), dtype=torch.bool)
-        in_sync.append(similarity[own])
-        off_sync.append(similarity[~own])
-    together, apart = torch.cat(in_sync), torch.cat(off_sync)
-    right_together, right_apart = (together > 0.5).float().mean().item(), (apart < 0.5).float().mean().item()
-    return {
-        "balanced_accuracy": round((right_together + right_apart) / 2, 4),
-        "in_sync_right": round(right_together, 4),
-        "off_sync_right": round(right_apart, 4),
-        "in_sync_mean_cosine": round(together.mean().item(), 4),
-        "off_sync_mean_cosine": round(apart.mean().item(), 4),
-    }
+    windows = []
+    for clip, frames in enumerate(clips.frames.transpose(1, 2)):
+        whole_frames = torch.stack([frames[:, s : s + NUM_FRAMES] for s in starts])
+        windows.append((whole_frames, clips.windows(clip, starts)[1]))
+    return {name: round(value, 4) for name, value in sync_accuracy(syncnet, windows).items()}
 
 
 def time_autoencoder(autoencoder: AutoencoderTiny) -> float:

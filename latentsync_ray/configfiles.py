@@ -1,14 +1,15 @@
-"""Reads recipes and search spaces from YAML files and `key=value` arguments, and writes recipes.
+"""Reads recipes, search spaces and SyncNet trainings from YAML files and `key=value` arguments, and writes recipes.
 
 A recipe is a folder of three files: `recipe.yaml` (seed, data, components, validation, transition) and the two
-stage files `first_stage.yaml` and `second_stage.yaml`. A search space is one file that names a recipe. Both are
-loaded with OmegaConf; beyond this module there are only the frozen dataclasses of `config`.
+stage files `first_stage.yaml` and `second_stage.yaml`. A search space is one file that names a recipe, the training
+of a SyncNet one file by itself. All are loaded with OmegaConf; beyond this module there are only the frozen
+dataclasses of `config` and `syncnet_config`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +26,13 @@ from latentsync_ray.config import (
     StageConfig,
     UserError,
 )
+from latentsync_ray.syncnet_config import SyncNetConfig
 
 STAGE_FILES = {"first_stage": "first_stage.yaml", "second_stage": "second_stage.yaml"}
 _SPACE_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
-_Config = TypeVar("_Config", Recipe, SearchConfig)
+_Config = TypeVar("_Config", Recipe, SearchConfig, SyncNetConfig)
+_RECIPE_SOURCES = tuple(f"components.{f.name}" for f in dataclasses.fields(ComponentsConfig))
+_SYNCNET_SOURCES = ("vae", "audio_encoder")
 
 
 def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -51,7 +55,7 @@ def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
             raise UserError(f"{origins['']}: {stage}: belongs into its own file; move it to {origins[stage]}")
         top[stage] = _read_yaml(origins[stage])
     node = _merged(Recipe, top, origins)
-    _resolve_paths(node, folder)
+    _resolve_paths(node, folder, _RECIPE_SOURCES)
     return with_overrides(_checked(Recipe, node, origins), overrides or {})
 
 
@@ -75,7 +79,7 @@ def with_overrides(
     node: DictConfig = OmegaConf.structured(recipe)
     for key, value in overrides.items():
         node = _merged_into(node, _nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
-    _resolve_paths(node, base or Path.cwd())
+    _resolve_paths(node, base or Path.cwd(), _RECIPE_SOURCES)
     return _checked(Recipe, node, origins)
 
 
@@ -104,19 +108,32 @@ def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[Sear
     return _search(values, folder, arguments)
 
 
+def load_syncnet(file: str | Path, arguments: list[str]) -> SyncNetConfig:
+    """Reads the file of a SyncNet's training, with `key=value` arguments applied.
+
+    Raises:
+        UserError: The file is missing, an argument is no `key=value`, or a value breaks a rule.
+    """
+    file = Path(file)
+    node = _merged(SyncNetConfig, _read_yaml(file), {"": file})
+    _resolve_paths(node, file.parent, _SYNCNET_SOURCES)
+    config = _checked(SyncNetConfig, node, {"": file})
+    if not arguments:
+        return config
+    for argument in arguments:
+        key, value = _assignment(argument)
+        node = _merged_into(node, _nested(key, value), {"": Path(f"argument {key}")}, named=True)
+    _resolve_paths(node, Path.cwd(), _SYNCNET_SOURCES)
+    return _checked(SyncNetConfig, node, {"": Path("argument")})
+
+
 def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
     """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
     search_keys = {f.name for f in dataclasses.fields(SearchConfig)}
     own: dict[str, Any] = {}
     recipe_overrides: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key:
-            raise UserError(f"argument {argument!r}: must be key=value; for example second_stage.optimizer.lr=1e-4")
-        try:
-            value = _as_number(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UserError(f"argument {argument!r}: the value must be YAML: {_one_line(error)}") from None
+        key, value = _assignment(argument)
         head, _, name = key.partition(".")
         if head in ("param_space", "overrides"):  # their own keys are dotted names, and a new value replaces the old
             mapping = values.get(head)
@@ -133,6 +150,17 @@ def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[S
     _check_search(search, recipe, file)
     _check_space(search, recipe, file)
     return search, recipe
+
+
+def _assignment(argument: str) -> tuple[str, Any]:
+    """Name and value of a `key=value` argument."""
+    key, equals, text = argument.partition("=")
+    if not equals or not key:
+        raise UserError(f"argument {argument!r}: must be key=value; for example second_stage.optimizer.lr=1e-4")
+    try:
+        return key, _as_number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"argument {argument!r}: the value must be YAML: {_one_line(error)}") from None
 
 
 def _check_search(search: SearchConfig, recipe: Recipe, file: Path) -> None:
@@ -234,7 +262,8 @@ def _merged_into(
         reason, value = _one_line(error).rstrip("."), _value_at(values, key)
         if not (value is None or str(value) in reason or isinstance(error, ConfigKeyError)):
             reason += f", got {value!r}"
-        raise UserError(f"{where}: {reason}; see latentsync_ray/config.py for the fields") from None
+        fields = OmegaConf.get_type(node).__module__.replace(".", "/")
+        raise UserError(f"{where}: {reason}; see {fields}.py for the fields") from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -287,14 +316,14 @@ def _origin(key: str, origins: dict[str, Path]) -> tuple[Path, str]:
     return (origins[head], rest) if head in origins and rest else (origins[""], key)
 
 
-def _resolve_paths(node: DictConfig, base: Path) -> None:
-    """Makes the folders that a recipe names absolute; hub ids stay as they are."""
-    OmegaConf.set_readonly(node, False)
-    for key in ("data.folder", *(f"components.{f.name}" for f in dataclasses.fields(ComponentsConfig))):
+def _resolve_paths(node: DictConfig, base: Path, sources: Iterable[str]) -> None:
+    """Makes the folder of the data and the folders among the networks' sources absolute; hub ids stay as they are."""
+    for key in ("data.folder", *sources):
         value = OmegaConf.select(node, key)
         if isinstance(value, str) and (value.startswith((".", "/", "~")) or key == "data.folder"):
-            parent = OmegaConf.select(node, key.rpartition(".")[0])
-            OmegaConf.set_readonly(parent, False)
+            section, _, _ = key.rpartition(".")
+            for frozen in (node, OmegaConf.select(node, section) if section else node):
+                OmegaConf.set_readonly(frozen, False)
             OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
 
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pkgutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from latentsync_ray.config import Recipe, UserError
+import torch
+from torch import Tensor
+
+from latentsync_ray.config import DataConfig, Recipe, UserError
 from latentsync_ray.configfiles import STAGE_FILES
 from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.sync_windows import held_out_windows
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
+from latentsync_ray.learn.stage import LatentSyncTraining
+from latentsync_ray.learn.sync_training import sync_accuracy
+from latentsync_ray.learn.syncnet import StableSyncNet
 from latentsync_ray.learn.training import Training
 from latentsync_ray.preprocess import prepare
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, digest
+from latentsync_ray.store import Store
 from latentsync_ray.transition import should_transition
+
+MIN_SYNC_ACCURACY = 0.85
+"""A SyncNet below is called a poor guide; LatentSync's own tells 94 % on HDTF (https://arxiv.org/abs/2412.09262)."""
+NUM_SYNC_WINDOWS = 128
+"""On so many windows at most it is measured, which may be on a CPU."""
 
 
 def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
@@ -28,12 +43,14 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
         UserError: Something is missing, or does not fit the rest.
     """
     components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
-    fingerprints = {name: _fingerprint(f"components.{name}", source) for name, source in components.items()}
+    fingerprints = {name: source_fingerprint(f"components.{name}", source) for name, source in components.items()}
     _check_stages(recipe)
     vae_sha256 = weights_sha256(load_autoencoder(recipe.components.vae))
 
     if recipe.data.synthetic is not None:
-        recipe = _with_synthetic_clips(recipe, fingerprints)
+        assert recipe.components.audio_encoder is not None
+        data = drawn_clips(recipe.data, recipe.components.vae, recipe.components.audio_encoder, fingerprints)
+        recipe = dataclasses.replace(recipe, data=data)
     clips = PreparedClips.open(recipe.data.folder)
     if vae_sha256 != clips.index.vae_sha256:
         raise UserError(
@@ -47,13 +64,69 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     return recipe, fingerprints | {"data": clips.fingerprint}
 
 
-def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recipe:
-    """Draws and prepares the clips into a folder named by their settings, unless it is there."""
-    settings = recipe.data.synthetic
-    audio_encoder = recipe.components.audio_encoder
-    assert settings is not None and audio_encoder is not None
+def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str]) -> tuple[float | None, str | None]:
+    """Measures, once for a store, whether the recipe's SyncNet tells held-out clips well enough for the sync loss.
+
+    Args:
+        store: Where what was measured is kept.
+        recipe: From `ready_inputs`.
+        fingerprints: From `ready_inputs`.
+
+    Returns:
+        The balanced accuracy from 0 to 1 (`learn.sync_training.sync_accuracy`), None if it is not measured: the
+        recipe names no SyncNet, its training is not LatentSync's, or its held-out clips are too short. And a
+        warning, None if all is well.
+
+    Raises:
+        UserError: The SyncNet cannot be loaded or does not fit the clips.
+    """
+    source, num_frames = recipe.components.syncnet, recipe.data.num_frames
+    if source is None or not issubclass(pkgutil.resolve_name(recipe.training), LatentSyncTraining):
+        return None, None
+    try:
+        windows = held_out_windows(PreparedClips.open(recipe.data.folder), num_frames, NUM_SYNC_WINDOWS)
+    except UserError as error:
+        return None, f"components.syncnet: its accuracy cannot be measured: {error}"
+    file = f"syncnets/{digest([fingerprints['syncnet'], fingerprints['data'], num_frames, NUM_SYNC_WINDOWS])}.json"
+    known = store.read_bytes(file)
+    figures = _syncnet_figures(source, num_frames, windows) if known is None else json.loads(known)
+    if known is None:
+        store.write_json(file, figures)
+    accuracy = float(figures["balanced_accuracy"])
+    if accuracy >= MIN_SYNC_ACCURACY:
+        return accuracy, None
+    return accuracy, (
+        f"components.syncnet: balanced accuracy on the validation clips should be {MIN_SYNC_ACCURACY:.0%} or more, "
+        f"is {accuracy:.1%}, so the sync loss may mislead stage two; train one on such clips "
+        "(python -m latentsync_ray.train_syncnet)"
+    )
+
+
+def _syncnet_figures(source: str, num_frames: int, windows: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    try:
+        syncnet = StableSyncNet.from_pretrained(source).to("cuda" if torch.cuda.is_available() else "cpu")
+        return sync_accuracy(syncnet, windows)
+    except (OSError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        remedy = f"name a StableSyncNet for data.num_frames ({num_frames}) and the clips' resolution"
+        raise UserError(f"components.syncnet: {source} cannot be used ({error}); {remedy}") from None
+
+
+def drawn_clips(data: DataConfig, vae: str, audio_encoder: str, fingerprints: Mapping[str, str]) -> DataConfig:
+    """Draws and prepares synthetic clips into a folder named by their settings, unless it is there.
+
+    Args:
+        data: With `synthetic`, and the folder in which that one is made.
+        vae: The autoencoder that they are prepared with.
+        audio_encoder: The Whisper that they are prepared with.
+        fingerprints: Of `vae` and `audio_encoder`, from `source_fingerprint`.
+
+    Returns:
+        The same with the clips' own folder.
+    """
+    settings = data.synthetic
+    assert settings is not None
     made_from = [dataclasses.asdict(settings), fingerprints["vae"], fingerprints["audio_encoder"]]
-    folder = Path(recipe.data.folder) / digest(made_from)[:12]
+    folder = Path(data.folder) / digest(made_from)[:12]
     if not folder.exists():
         held_out = range(settings.num_speakers - settings.num_validation_speakers, settings.num_speakers)
         prepare(
@@ -65,16 +138,20 @@ def _with_synthetic_clips(recipe: Recipe, fingerprints: dict[str, str]) -> Recip
                 settings.seed,
             ),
             folder,
-            vae=recipe.components.vae,
+            vae=vae,
             audio_encoder=audio_encoder,
             resolution=settings.resolution,
             validation=[f"speaker{number}/*" for number in held_out],
         )
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folder=str(folder)))
+    return dataclasses.replace(data, folder=str(folder))
 
 
-def _fingerprint(name: str, source: str) -> str:
-    """SHA-256 over the names and contents of a folder's files, or of a file; of the name itself for a hub id."""
+def source_fingerprint(name: str, source: str) -> str:
+    """SHA-256 over the names and contents of a folder's files, or of a file; of the name itself for a hub id.
+
+    Raises:
+        UserError: There is no such file or folder; says under which `name` it was asked for.
+    """
     path = Path(source)
     hasher = hashlib.sha256()
     if not path.is_absolute():

@@ -126,6 +126,7 @@ def write_report(
     recipe: Recipe,
     trials: dict[int, TrialLog],
     status: dict[str, Any],
+    syncnet_accuracy: float | None,
     wall_seconds: float,
 ) -> bool:
     """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe.
@@ -137,6 +138,7 @@ def write_report(
         recipe: The recipe before a trial's own values.
         trials: What became of each trial.
         status: The engine's last words.
+        syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
         wall_seconds: Duration of this run.
 
     Returns:
@@ -171,6 +173,7 @@ def write_report(
         "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
         "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
         "wall_seconds": wall_seconds,
+        "syncnet_accuracy": syncnet_accuracy,
         "notices": status["notices"],
     }
     store.write_json(f"{folder}/summary.json", summary)

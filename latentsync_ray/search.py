@@ -33,7 +33,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
-from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.inputs import check_syncnet, ready_inputs
 from latentsync_ray.journal import Journal, JournaledScheduler
 from latentsync_ray.live import LiveView
 from latentsync_ray.orders import WorkerSetup
@@ -61,12 +61,15 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     started = time.monotonic()
     store = Store(search.storage)
     recipe, fingerprints = ready_inputs(recipe)
+    accuracy, warning = check_syncnet(store, recipe, fingerprints)
+    if warning is not None:
+        print(f"warning: {warning}", flush=True)
     folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
     journal = Journal(store, f"{folder}/journal")
     finished = read_finished(store, folder)
     if finished is not None:
         print("this search is finished: nothing to train", flush=True)
-        return _end(store, folder, search, recipe, finished, NOTHING_DONE, started)
+        return _end(store, folder, search, recipe, finished, NOTHING_DONE, accuracy, started)
     with cluster() as dashboard:
         _check_resources(search, recipe)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
@@ -87,7 +90,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             finally:
                 ray.kill(engine)  # whatever it has started goes with it
                 log.close()
-    return _end(store, folder, search, recipe, log.trials, status, started)
+    return _end(store, folder, search, recipe, log.trials, status, accuracy, started)
 
 
 def _end(
@@ -97,10 +100,11 @@ def _end(
     recipe: Recipe,
     trials: dict[int, TrialLog],
     status: dict[str, Any],
+    accuracy: float | None,
     started: float,
 ) -> int:
     """Writes the report and says where it is. Returns the exit status."""
-    succeeded = write_report(store, folder, search, recipe, trials, status, time.monotonic() - started)
+    succeeded = write_report(store, folder, search, recipe, trials, status, accuracy, time.monotonic() - started)
     print(f"results: {store.root}/{folder}", flush=True)
     return 0 if succeeded else 1
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from latentsync_ray import preprocess, train, tune
+from latentsync_ray import preprocess, train, train_syncnet, tune
 from latentsync_ray.cli import run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, FIRST, SECOND = (f"configs/demo/{name}.yaml" for name in ("recipe", "first_stage", "second_stage"))
 SPACE = "search_spaces/transition.yaml"
+SYNCNET = "configs/demo/syncnet.yaml"
 
 Change = Callable[[Path], object]
 
@@ -72,6 +73,7 @@ def space(parameter: str, definition: Any) -> Change:
 
 
 TRAIN, TUNE = "train configs/demo", f"tune {SPACE}"
+TRAIN_SYNCNET = f"train_syncnet {SYNCNET}"
 NO_DRAWING = f"{TRAIN} data.synthetic=null"
 VAE, LPIPS = "assets/demo/autoencoder", "assets/demo/lpips"
 INDEX = "data/demo/index.json"
@@ -233,12 +235,40 @@ MISTAKES = [
         write("LICENSE", "mine"),
     ),
     Mistake("unknown kind of storage", f"{TRAIN} storage=ftp://host/runs", ("storage ftp://host/runs",)),
+    # A SyncNet
+    Mistake("no file of settings", "train_syncnet configs/nowhere.yaml", ("configs/nowhere.yaml", "no such file")),
+    Mistake("unknown setting", TRAIN_SYNCNET, (SYNCNET, "'rate'", "syncnet_config.py"), append(SYNCNET, "rate: 1\n")),
+    Mistake("uneven groups of windows", f"{TRAIN_SYNCNET} batch_size=99991", ("batch_size", "99991")),
+    Mistake("no other place to compare", f"{TRAIN_SYNCNET} windows_per_clip=1", ("windows_per_clip", "got 1")),
+    Mistake("odd height", f"{TRAIN_SYNCNET} resolution=77", ("resolution", "got 77")),
+    Mistake("drawn clips without an encoder", f"{TRAIN_SYNCNET} audio_encoder=null", ("audio_encoder", "synthetic")),
+    Mistake("autoencoder that is not there", f"{TRAIN_SYNCNET} vae=./nowhere", ("vae", "nowhere")),
+    Mistake(
+        "windows of another length",
+        f"{TRAIN_SYNCNET} data.num_frames=9",
+        ("visual_encoder.in_channels", "(27)", "got 24"),
+    ),
+    Mistake("half a network", f"{TRAIN_SYNCNET}", ("model", "audio_encoder"), put(SYNCNET, "model", value={})),
+    Mistake("unknown part of the network", f"{TRAIN_SYNCNET} model.text_encoder={{}}", ("model", "'text_encoder'")),
+    Mistake(
+        "no clips for SyncNet",
+        f"{TRAIN_SYNCNET} data.synthetic=null data.folder=data/demo",
+        (INDEX, "No such file"),
+    ),
     # Preparation
     Mistake("no folder of clips", "preprocess clips out --vae v --audio-encoder a", ("clips", "must be a folder")),
     Mistake("folder without clips", "preprocess configs out --vae v --audio-encoder a", ("configs", "no .mp4")),
 ]
 
-IN_OWN_PROCESS = ["binary file", "unknown name", "unknown kind", "file for a storage", "folder without clips"]
+COMMANDS = {"train": train, "tune": tune, "train_syncnet": train_syncnet, "preprocess": preprocess}
+IN_OWN_PROCESS = [
+    "binary file",
+    "unknown name",
+    "unknown kind",
+    "unknown setting",
+    "file for a storage",
+    "folder without clips",
+]
 
 
 @pytest.fixture
@@ -280,7 +310,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_no_trace(
     command, *arguments = shlex.split(mistake.command)
     monkeypatch.setattr(sys, "argv", [command, *arguments])
     with pytest.raises(SystemExit) as end:
-        run_cli({"train": train, "tune": tune, "preprocess": preprocess}[command].main)
+        run_cli(COMMANDS[command].main)
     check_answer(mistake, end.value.code, *capfd.readouterr())
     assert contents(folder) == before
 

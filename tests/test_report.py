@@ -95,7 +95,7 @@ def recipe() -> Recipe:
 
 
 def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[bool, dict[str, Any]]:
-    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 12.5)
+    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 0.94, 12.5)
     return succeeded, json.loads((folder / "searches/s/summary.json").read_text())
 
 
@@ -114,6 +114,7 @@ def test_the_summary_counts_every_step_once(
     assert summary["steps_trained"] == 30
     assert (summary["train_seconds"], summary["validate_seconds"]) == (5.0, 0.75)
     assert (summary["gpu_seconds"], summary["wall_seconds"]) == (9.0, 12.5)
+    assert summary["syncnet_accuracy"] == 0.94
     assert summary["notices"] == STATUS["notices"]
     assert summary["best"]["trial"] == 1
 

@@ -246,6 +246,16 @@ class PreparedClips:
             samples.append(self._sample(usable[c], start, num_frames, rng))
         return samples
 
+    def window(self, clip: ClipRecord, start: int, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Returns a window's frames uint8 (3, F, H, W) and its mel float32 (1, 80, ceil(3.2 * F)).
+
+        Raises:
+            UserError: if the clip's file is damaged.
+        """
+        tensors = self._tensors(clip)
+        columns = slice(first_mel_column(start), first_mel_column(start) + num_mel_columns(num_frames))
+        return _frames_second(tensors["frames"][start : start + num_frames]), tensors["mel"][None, :, columns].clone()
+
     def _find_usable(self, split: Split, num_frames: int) -> list[ClipRecord]:
         """Returns the clips of a split that hold a window of `num_frames`."""
         clips = self.train if split == "train" else self.validation

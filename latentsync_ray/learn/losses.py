@@ -66,16 +66,21 @@ def sync_loss(
     Returns:
         The loss (scalar) and the confidence (scalar without gradient), the mean cosine similarity in [0, 1].
     """
+    vision_embeds, audio_embeds = syncnet(visual_input(syncnet, pixels, lower_half), mel)
+    y = torch.ones(len(pixels), device=pixels.device)
+    confidence = F.cosine_similarity(vision_embeds.detach().float(), audio_embeds.detach().float()).mean()
+    return cosine_loss(vision_embeds, audio_embeds, y).mean(), confidence
+
+
+def visual_input(syncnet: StableSyncNet, pixels: Tensor, lower_half: bool = True) -> Tensor:
+    """Turn videos (B, 3, F, H, W) into what SyncNet looks at, (B, 3 F, h, w): resized, and the lower half of it."""
     frames = pixels.transpose(1, 2)  # (B, F, 3, H, W)
     resolution = syncnet.config.resolution
     if resolution is not None:
         frames = _resize(frames, (resolution, resolution))
     if lower_half:
         frames = frames[..., frames.shape[-2] // 2 :, :]
-    vision_embeds, audio_embeds = syncnet(frames.flatten(1, 2), mel)
-    y = torch.ones(len(frames), device=frames.device)
-    confidence = F.cosine_similarity(vision_embeds.detach().float(), audio_embeds.detach().float()).mean()
-    return cosine_loss(vision_embeds, audio_embeds, y).mean(), confidence
+    return frames.flatten(1, 2)
 
 
 def _resize(frames: Tensor, size: Sequence[int]) -> Tensor:

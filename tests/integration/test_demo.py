@@ -74,6 +74,7 @@ def test_it_shares(demo: Outcome) -> None:
     assert demo.executed == sorted(demo.records)  # each segment once
     assert demo.summary["steps_trained"] == demo.summary["steps_distinct"]
     assert demo.summary["sharing_factor"] > 4
+    assert demo.summary["syncnet_accuracy"] > 0.85
 
 
 def test_stage_one_halves_the_validation_loss(demo: Outcome) -> None:

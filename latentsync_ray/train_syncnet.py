@@ -1,0 +1,28 @@
+"""Trains StableSyncNet on prepared clips: `python -m latentsync_ray.train_syncnet configs/demo/syncnet.yaml`.
+
+The same command goes on from the last checkpoint, and trains nothing once it is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from latentsync_ray.cli import run_cli
+from latentsync_ray.configfiles import load_syncnet
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line and trains. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.train_syncnet", description=__doc__)
+    parser.add_argument("config", help="a file such as configs/demo/syncnet.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the file")
+    options = parser.parse_args(arguments)
+    config = load_syncnet(options.config, options.overrides)
+
+    from latentsync_ray.syncnet_run import run_syncnet  # Ray and torch take seconds, which a mistyped key need not
+
+    return run_syncnet(config)
+
+
+if __name__ == "__main__":
+    run_cli(main)
