@@ -6,14 +6,16 @@ python -m latentsync_ray.preprocess CLIPS OUT --vae FOLDER_OR_HUB_ID --audio-enc
 import argparse
 import hashlib
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
@@ -48,8 +50,9 @@ from latentsync_ray.data.media import (
 )
 from latentsync_ray.learn.autoencoder import (
     Autoencoder,
-    encode_latents,
+    encode_posterior,
     latent_factor,
+    latent_scaling,
     load_autoencoder,
     weights_sha256,
 )
@@ -206,9 +209,10 @@ def prepare(
         vae_sha256=weights_sha256(vae_network),
         audio_encoder_sha256=weights_sha256(encoder.network),
         clips=[],
+        posterior_scaling=list(latent_scaling(vae_network)) if isinstance(vae_network, AutoencoderKL) else None,
     )
     contents = [[clip.name, _content_sha256(clip)] for clip in clips]
-    index = replace(index, source=digest([asdict(index), list(validation), contents]))
+    index = replace(index, source=digest([index.as_json(), list(validation), contents]))
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if _is_prepared(out, index.source):
         console.print(f"{out} was prepared from these clips with these settings already: nothing to do")
@@ -323,16 +327,18 @@ def clip_tensors(clip: Clip, vae: Autoencoder, encoder: AudioEncoder, mask: Tens
     """
     resized = np.stack([resize_frame(frame, len(mask)) for frame in clip.frames])
     frames = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
-    latents, masked_latents = [], []
+    encoded: dict[str, list[Tensor]] = defaultdict(list)
     for batch in torch.split(frames, 16 if vae.device.type == "cuda" else max(1, CPU_BATCH_PIXELS // len(mask) ** 2)):
         pixels = to_pixels(batch)
-        latents.append(encode_latents(vae, pixels.to(vae.device)).cpu())
         # The hole is grey: 0 in [-1, 1] (golden img.masked_pixel_values).
-        masked_latents.append(encode_latents(vae, (pixels * mask).to(vae.device)).cpu())
+        for key, pictures in {"latents": pixels, "masked_latents": pixels * mask}.items():
+            latents, posterior = encode_posterior(vae, pictures.to(vae.device))
+            encoded[key].append(latents.cpu())
+            if posterior is not None:
+                encoded[f"{key}_posterior"].append(posterior.cpu())
     tensors = {
         "frames": frames,
-        "latents": torch.cat(latents),
-        "masked_latents": torch.cat(masked_latents),
+        **{key: torch.cat(batches) for key, batches in encoded.items()},
         "audio_features": encoder(clip.wave),
         "mel": torch.from_numpy(mel_spectrogram(clip.wave)),
     }

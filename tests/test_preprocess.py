@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
-from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.clips import PreparedClips, _draw_ref_start, keyed_generator
 from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, resize_frame, to_pixels, write_clip
 from latentsync_ray.learn.autoencoder import encode_latents, load_autoencoder
 from latentsync_ray.preprocess import AudioEncoder, ClipFile, find_clips, held_out, prepare
@@ -142,6 +143,56 @@ def test_a_prepared_clip_holds_what_the_networks_make_of_it(tmp_path: Path, netw
         "latents": (4, 8, 4, 4), "masked_latents": (4, 8, 4, 4), "ref_latents": (4, 8, 4, 4), "masks": (1, 8, 4, 4),
         "audio_features": (8, 50, WIDTH), "mel": (1, 80, 26), "frames": (3, 8, RESOLUTION, RESOLUTION),
     }  # fmt: skip
+
+
+def test_latents_of_a_posterior_are_drawn_as_encoding_in_a_training_step_would(
+    tmp_path: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.18215, shift_factor=0.1,
+    ).save_pretrained(tmp_path / "kl")  # fmt: skip
+    settings = {"audio_encoder": networks.audio_encoder, "resolution": RESOLUTION, "validation": ["speaker2/*"]}
+    prepared = prepare(make_clips(), tmp_path / "set", vae=tmp_path / "kl", **settings)
+    vae = load_autoencoder(tmp_path / "kl").to(memory_format=torch.channels_last)
+
+    def expected(sample: dict, rng: np.random.Generator, start: int, ref_start: int) -> dict[str, torch.Tensor]:
+        """Diffusers' own sampling, its noise replaced by ours; encoded in the same batches, so to the last bit."""
+        record = next(clip for clip in prepared.index.clips if clip.name == sample["name"])
+        pixels = to_pixels(load_file(prepared.folder / record.file)["frames"])
+        latents = {}
+        for key, source, first in (
+            ("latents", pixels, start),
+            ("masked_latents", pixels * prepared.mask, start),
+            ("ref_latents", pixels, ref_start),
+        ):
+            with torch.inference_mode():
+                posterior = vae.encode(source).latent_dist
+            window = DiagonalGaussianDistribution(posterior.parameters[first : first + 8])
+            eps = torch.from_numpy(rng.standard_normal((8, 4, 16, 16), dtype=np.float32))
+            monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *args, eps=eps, **kw: eps)
+            latents[key] = ((window.sample() - 0.1) * 0.18215).transpose(0, 1)
+        return latents
+
+    sample, rng = prepared.train_sample(3, 5, 1, 8), keyed_generator(3, "train_sample", 5, 1)
+    rng.integers(4)
+    start = int(rng.integers(13))
+    for key, latents in expected(sample, rng, start, _draw_ref_start(20, start, 8, rng)).items():
+        assert sample[key].equal(latents), key
+    again, other = prepared.train_sample(3, 5, 1, 8), prepared.train_sample(3, 6, 1, 8)
+    assert again["latents"].equal(sample["latents"]) and not other["latents"].equal(sample["latents"])
+
+    (sample,), rng = prepared.validation_samples(1, 8, 9), keyed_generator(9, "validation_samples", 0)
+    start = int(rng.random() * 13)
+    for key, latents in expected(sample, rng, start, _draw_ref_start(20, start, 8, rng)).items():
+        assert sample[key].equal(latents), key
+
+    # A network without a posterior: nothing more is stored, and what is drawn is what was encoded.
+    tiny = prepare(make_clips(), tmp_path / "tiny", vae=networks.vae, **settings)
+    assert "posterior" not in (tmp_path / "tiny" / "index.json").read_text()
+    tensors = load_file(tiny.folder / tiny.index.clips[0].file)
+    assert tensors.keys() == {"frames", "latents", "masked_latents", "audio_features", "mel"}
 
 
 def test_the_same_again_is_not_prepared_again(
