@@ -13,7 +13,7 @@ from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
 from latentsync_ray.learn.stage import Training
-from latentsync_ray.preprocess import prepare
+from latentsync_ray.prepare import prepare
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, digest
 from latentsync_ray.transition import should_transition
 

@@ -1,9 +1,6 @@
 """Preparing clips with small random networks, and with the real ones where they are."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +15,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
 from latentsync_ray.data.clips import PreparedClips, _draw_ref_start, keyed_generator
-from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, resize_frame, to_pixels, write_clip
+from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, read_clip, resize_frame, to_pixels
+from latentsync_ray.encode import AudioEncoder
 from latentsync_ray.learn.autoencoder import encode_latents, load_autoencoder
-from latentsync_ray.preprocess import AudioEncoder, ClipFile, find_clips, held_out, prepare
+from latentsync_ray.prepare import held_out, prepare
+from latentsync_ray.preprocess import find_sources
 
 RESOLUTION, WIDTH, CHUNK_SECONDS = 32, 16, 1
 
@@ -236,16 +235,16 @@ def test_the_split_is_by_pattern_or_about_every_fifth() -> None:
         held_out(["a"], [])
 
 
-def test_clips_of_one_file_name_in_two_folders_are_two(tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     for path in ("a/x.mp4", "b/x.MP4", "b/deep/x.mp4", "x.mp4", "x.wav", "notes.txt"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert [clip.name for clip in find_clips(tmp_path)] == ["a/x", "b/deep/x", "b/x", "x"]
+    assert [clip.name for clip in find_sources(tmp_path)] == ["a/x", "b/deep/x", "b/x", "x"]
     with pytest.raises(UserError, match=r"notes\.txt: must be a folder"):
-        find_clips(tmp_path / "notes.txt")
+        find_sources(tmp_path / "notes.txt")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"none: no \.mp4"):
-        find_clips(tmp_path / "none")
+        find_sources(tmp_path / "none")
 
 
 def test_two_clips_of_one_name_are_an_error(tmp_path: Path, networks: Networks) -> None:
@@ -263,44 +262,11 @@ def test_a_clip_with_values_that_are_not_finite_is_left_out(
     assert "left out speaker0/00: its audio_features are not all finite" in capsys.readouterr().err
 
 
-def test_the_command_leaves_out_bad_clips_and_says_why(tmp_path: Path, networks: Networks) -> None:
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    good = make_clips()
-    for i, clip in enumerate(good[:3]):
-        write_clip(folder / f"good{i}.mp4", clip)
-    (folder / "[bold]text.mp4").write_text("words")
-    (folder / "truncated.mp4").write_bytes((folder / "good0.mp4").read_bytes()[:3000])
-    write_clip(folder / "short.mp4", Clip("short", good[0].frames[:5], good[0].wave[: 5 * 640]))
-    line = [sys.executable, "-m", "latentsync_ray.preprocess", folder, tmp_path / "set", "--vae", networks.vae]
-    line += ["--audio-encoder", networks.audio_encoder, "--resolution", "32", "--validation", "good1"]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    prepared = PreparedClips.open(tmp_path / "set")
-    assert names(prepared) == ["good0", "good1", "good2"] and [clip.name for clip in prepared.validation] == ["good1"]
-    said = [line for line in ended.stderr.splitlines() if line.startswith(("left out", "prepared"))]
-    assert said == [
-        f"left out {folder}/[bold]text.mp4: cannot be read as video with sound (Invalid data found when processing"
-        " input); convert it again or remove it",
-        "left out short: must have 8 frames, has 5; remove it",
-        f"left out {folder}/truncated.mp4: cannot be read as video with sound (Invalid data found when processing"
-        " input); convert it again or remove it",
-        f"prepared 3 clips, left out 3: {tmp_path / 'set'}",
-    ]
-    for path in folder.glob("good*"):
-        path.unlink()
-    with pytest.raises(UserError, match="one to train on and one to validate on are needed, 0 can be used"):
-        prepare(find_clips(folder), tmp_path / "nothing", **networks._asdict(), resolution=RESOLUTION)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "set"]
-
-
 def test_real_networks_prepare_a_real_clip(shared: Path, tmp_path: Path) -> None:
     real = shared / "real"
-    files = [ClipFile(name, real / "clips" / f"{name}.mp4") for name in ("demo1_00", "demo2_00")]
+    clips = [read_clip(real / "clips" / f"{name}.mp4", resolution=64) for name in ("demo1_00", "demo2_00")]
     prepared = prepare(
-        files,
+        clips,
         tmp_path / "set",
         vae=real / "autoencoder",
         audio_encoder=real / "whisper-tiny.en-encoder",

@@ -141,8 +141,9 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
         folder: the set's.
         name: the clip's.
         tensors: frames uint8 (F, 3, H, W), latents and masked_latents float32 (F, C, h, w), audio_features float32
-            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1); of an autoencoder with a posterior also latents_posterior
-            and masked_latents_posterior float32 (F, 2 * C, h, w), mean and log-variance before scaling.
+            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1); of an autoencoder with a posterior also
+            latents_posterior and masked_latents_posterior float32 (F, 2 * C, h, w), mean and log-variance before
+            scaling.
 
     Returns:
         Its record for the index, as a clip to train on.
@@ -286,9 +287,7 @@ class PreparedClips:
             "name": clip.name,
         }
 
-    def _draw_latents(
-        self, tensors: dict[str, Tensor], key: str, window: slice, rng: np.random.Generator
-    ) -> Tensor:
+    def _draw_latents(self, tensors: dict[str, Tensor], key: str, window: slice, rng: np.random.Generator) -> Tensor:
         """Draws a window's scaled latents from their posterior; without one they are what they are."""
         if self.index.posterior_scaling is None:
             return tensors[key][window]
