@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from latentsync_ray.data.clips import ClipRecord
 from latentsync_ray.data.footage import read_footage
 from latentsync_ray.data.media import Clip, read_clip
 from latentsync_ray.encode import ClipEncoder
+from latentsync_ray.segment import digest
 
 MAX_ATTEMPTS = 3
 """How often a file is begun whose reading or encoding ends its process; Ray by itself would never stop."""
@@ -52,7 +54,9 @@ class Outcome:
     reason: str
 
 
-def encode_files(sources: Sequence[Source], settings: Settings, folder: Path, attempts: Path) -> Iterator[Outcome]:
+def encode_files(
+    sources: Sequence[Source], settings: Settings, folder: Path, records: Path, attempts: Path
+) -> Iterator[Outcome]:
     """Reads and encodes files on the cluster that is joined, each clip as soon as there is room for it.
 
     A process that dies is replaced and its work repeated, up to `MAX_ATTEMPTS` times for one file.
@@ -60,8 +64,9 @@ def encode_files(sources: Sequence[Source], settings: Settings, folder: Path, at
     Args:
         sources: the files.
         settings: how.
-        folder: the set's, where clips are written; every node must see it.
-        attempts: an empty folder of the same kind, to count attempts in.
+        folder: the set's, where clips are written; every node must see it, as the next two.
+        records: a folder for the records of clips; those that earlier runs have left there are not encoded again.
+        attempts: an empty folder, to count attempts in.
 
     Yields:
         What became of each clip, in no order. Of a source whose processes died too often some may be missing.
@@ -84,7 +89,12 @@ def encode_files(sources: Sequence[Source], settings: Settings, folder: Path, at
     )
     outcomes = clips.map(
         EncodeClip,
-        fn_constructor_kwargs={"settings": settings, "folder": folder, "attempts": attempts},
+        fn_constructor_kwargs={
+            "settings": settings,
+            "folder": folder,
+            "records": records,
+            "attempts": attempts,
+        },
         num_cpus=0 if num_gpus else 1,
         num_gpus=1 if num_gpus else 0,
         compute=ActorPoolStrategy(min_size=1, max_size=num_gpus or num_cpus),
@@ -127,23 +137,44 @@ def _row(source: str, num_clips: int, reason: str, name: str, frames: bytes, wav
 class EncodeClip:
     """An actor's work: holds the networks, and writes what they make of each clip."""
 
-    def __init__(self, settings: Settings, folder: Path, attempts: Path):
+    def __init__(self, settings: Settings, folder: Path, records: Path, attempts: Path):
         self._encoder = ClipEncoder(settings.vae, settings.audio_encoder, settings.resolution, settings.mask)
-        self._resolution, self._folder, self._attempts = settings.resolution, folder, attempts
+        self._resolution, self._folder, self._records, self._attempts = settings.resolution, folder, records, attempts
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes a row of `read_source`; gives an `Outcome` with its clip as JSON, empty if left out."""
+        """Encodes a row of `read_source`; gives an `Outcome` with its clip's record as JSON, empty if left out."""
         outcome = {"source": row["source"], "num_clips": row["num_clips"], "clip": "", "reason": row["reason"]}
         if row["reason"]:
             return outcome
-        frames = np.frombuffer(row["frames"], np.uint8).reshape(-1, self._resolution, self._resolution, 3)
-        clip = Clip(row["name"], frames, np.frombuffer(row["wave"], np.float32))
-        try:
-            _begin(self._attempts / f"{row['source']}-{row['name'].replace('/', '-')}", row["name"])
-            record = self._encoder.encode(clip, self._folder)
-        except UserError as error:
-            return {**outcome, "reason": str(error)}
+        key = digest([row["source"], row["name"]])
+        record = read_record(self._records / key, self._folder)
+        if record is None:
+            frames = np.frombuffer(row["frames"], np.uint8).reshape(-1, self._resolution, self._resolution, 3)
+            clip = Clip(row["name"], frames, np.frombuffer(row["wave"], np.float32))
+            try:
+                _begin(self._attempts / key, row["name"])
+                record = self._encoder.encode(clip, self._folder)
+            except UserError as error:
+                return {**outcome, "reason": str(error)}
+            write_json(self._records / key, dataclasses.asdict(record))
         return {**outcome, "clip": json.dumps(dataclasses.asdict(record))}
+
+
+def read_record(path: Path, folder: Path) -> ClipRecord | None:
+    """Reads the record of a clip of an earlier run; None if there is none, or its file is not in the set's folder."""
+    try:
+        record = ClipRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if (folder / record.file).is_file() else None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a small file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(values, indent=1))
+    temporary.replace(path)
 
 
 def _begin(count: Path, what: Path | str) -> None:
@@ -152,6 +183,9 @@ def _begin(count: Path, what: Path | str) -> None:
     Raises:
         UserError: if there were enough.
     """
+    count.parent.mkdir(
+        parents=True, exist_ok=True
+    )  # missing if nodes share no filesystem, which the driver finds out
     with count.open("ab") as file:
         file.write(b".")
         if file.tell() > MAX_ATTEMPTS:

@@ -25,7 +25,7 @@ from latentsync_ray.config import UserError
 from latentsync_ray.data.clips import ClipRecord, PreparedClips
 from latentsync_ray.data.facemesh import check_installed
 from latentsync_ray.encode import ClipEncoder
-from latentsync_ray.pipeline import Outcome, Settings, Source, encode_files
+from latentsync_ray.pipeline import Outcome, Settings, Source, encode_files, write_json
 from latentsync_ray.prepare import held_out, is_prepared, publish, stderr_console
 from latentsync_ray.search import cluster
 from latentsync_ray.segment import digest
@@ -78,14 +78,15 @@ class Progressed:
 class WorkFolder:
     """What runs with the same settings have done so far, beside the place where the set will be.
 
-    set/: the set as far as it goes; sources/KEY.json: what became of a source, written when all of its clips are
-    there; attempts/: of this run alone.
+    set/: the set as far as it goes; records/: a record for each clip in it; sources/: what became of each source,
+    written when all of its clips are there; attempts/: of this run alone.
     """
 
     def __init__(self, out: Path, settings: str):
         self._out, self._parent = out, out.parent / f".{out.name}.partial"
         folder = self._parent / settings[:16]
-        self.set, self.attempts, self._sources = folder / "set", folder / "attempts", folder / "sources"
+        self.set, self.records, self.attempts = folder / "set", folder / "records", folder / "attempts"
+        self._sources = folder / "sources"
 
     def begin(self) -> None:
         """Makes what is missing of it, and forgets the attempts of other runs.
@@ -100,7 +101,7 @@ class WorkFolder:
         except BlockingIOError:
             raise UserError(f"{self._out}: another process is preparing it; wait until it has ended") from None
         shutil.rmtree(self.attempts, ignore_errors=True)
-        for folder in (self.set, self.attempts, self._sources):
+        for folder in (self.set, self.records, self.attempts, self._sources):
             folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, source: Source) -> Progressed | None:
@@ -125,9 +126,7 @@ class WorkFolder:
                     f"{self.set / clip.file}: was written on another node and is not here; give an OUT on a"
                     " filesystem that all nodes share"
                 )
-        temporary = self._sources / f".{source}"
-        temporary.write_text(json.dumps(dataclasses.asdict(done), indent=1))
-        temporary.replace(self._sources / f"{source}.json")
+        write_json(self._sources / f"{source}.json", dataclasses.asdict(done))
 
     def remove(self) -> None:
         """Removes it, with what other settings have left for the same place."""
@@ -198,7 +197,7 @@ def _encode(
     progressed: dict[str, Progressed] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("preparing", total=len(sources))
-        for number, outcome in enumerate(encode_files(sources, settings, work.set, work.attempts), 1):
+        for number, outcome in enumerate(encode_files(sources, settings, work.set, work.records, work.attempts), 1):
             one = progressed.setdefault(outcome.source, Progressed(outcome.num_clips))
             one.add(outcome)
             if outcome.reason:

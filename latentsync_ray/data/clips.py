@@ -152,7 +152,7 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:60]
     file = f"clips/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
     path = folder / file
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
     temporary.replace(path)
