@@ -197,14 +197,13 @@ def test_footage_becomes_aligned_clips(shared: Path, tmp_path: Path, networks: l
     folder.mkdir()
     for path in (real / "raw").glob("*.mp4"):
         (folder / path.name).symlink_to(path)
-    write_clip(folder / "faceless.mp4", make_clip(0, 50))
+    grey = np.full((50, 240, 320, 3), 90, np.uint8)
+    write_clip(folder / "faceless.mp4", Clip("grey", grey, make_clip(0, 50).wave))
     (folder / "text.mp4").write_text("words")
     (folder / "truncated.mp4").write_bytes((real / "raw" / "demo1_video.mp4").read_bytes()[:200_000])
     said = run(folder, tmp_path / "set", "--raw", *networks, "--resolution", "256")
     assert f"prepared 3 clips, left out 3: {tmp_path / 'set'}" in said
-    assert any(
-        "faceless.mp4: must show one face for 1 s on end, shows one in 0 of 50 frames" in line for line in said
-    )
+    assert any("faceless.mp4: must show one face for 1 s on end, shows one in 0 of" in line for line in said)
 
     prepared = PreparedClips.open(tmp_path / "set")
     assert [clip.name for clip in prepared.index.clips] == [
