@@ -19,11 +19,11 @@ from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.media import Clip, audio_windows, face_mask, read_clip, resize_mask, write_clip
 from latentsync_ray.data.synthetic import synthetic_clips
+from latentsync_ray.encode import AudioEncoder, clip_tensors
 from latentsync_ray.export import trial_weights
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.sampling import sample_latents
 from latentsync_ray.learn.unet import UNet3DConditionModel
-from latentsync_ray.preprocess import AudioEncoder, clip_tensors
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from latentsync_ray.learn.stage import LatentSyncTraining
 from latentsync_ray.learn.sync_training import sync_accuracy
 from latentsync_ray.learn.syncnet import StableSyncNet
 from latentsync_ray.learn.training import Training
-from latentsync_ray.preprocess import prepare
+from latentsync_ray.prepare import prepare
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, digest
 from latentsync_ray.store import Store
 from latentsync_ray.transition import should_transition

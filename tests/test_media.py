@@ -1,6 +1,7 @@
 """Frames, masks, mel spectrograms and windows against the reference's numbers; files against what was written."""
 
 import json
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -215,6 +216,23 @@ def test_other_rates_and_a_late_sound_are_brought_to_ours(tmp_path: Path) -> Non
     assert np.abs(seen_at - np.arange(len(clip.frames)) / 25).max() < 0.04
     heard = np.nonzero(np.abs(clip.wave) > 0.05)[0] / SAMPLE_RATE
     assert heard[0] == pytest.approx(1.2, abs=0.01) and heard[-1] == pytest.approx(1.3, abs=0.01)
+
+
+def test_a_video_is_turned_as_it_is_to_be_shown(tmp_path: Path) -> None:
+    """Telephones film upright what lies on its side in the file, and note a quarter turn clockwise."""
+    frames = np.zeros((10, 32, 64, 3), np.uint8)
+    frames[:, :16, :32] = 255  # above on the left
+    write_clip(tmp_path / "a.mp4", Clip("a", frames, make_clip(10).wave))
+    data = (tmp_path / "a.mp4").read_bytes()
+    one, minus_one, end = 0x10000, 0xFFFF0000, 0x40000000
+    upright = struct.pack(">9I", one, 0, 0, 0, one, 0, 0, 0, end)
+    turned = struct.pack(">9I", 0, one, 0, minus_one, 0, 0, 0, 0, end)
+    header, track, rest = data.partition(b"tkhd")
+    (tmp_path / "b.mp4").write_bytes(header + track + rest.replace(upright, turned, 1))
+    clip = read_clip(tmp_path / "b.mp4")
+    assert clip.frames.shape == (10, 64, 32, 3)
+    bright = clip.frames[5, ..., 0] > 128
+    assert bright[:32, 16:].all() and bright.sum() == 32 * 16  # above on the right
 
 
 def test_bad_files_are_told_apart(tmp_path: Path) -> None:

@@ -1,25 +1,25 @@
 """Preparing clips with small random networks, and with the real ones where they are."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, resize_frame, to_pixels, write_clip
+from latentsync_ray.data.clips import PreparedClips, _draw_ref_start, keyed_generator
+from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, read_clip, resize_frame, to_pixels
+from latentsync_ray.encode import AudioEncoder
 from latentsync_ray.learn.autoencoder import encode_latents, load_autoencoder
-from latentsync_ray.preprocess import AudioEncoder, ClipFile, find_clips, held_out, prepare
+from latentsync_ray.prepare import held_out, prepare
+from latentsync_ray.preprocess import find_sources
 
 RESOLUTION, WIDTH, CHUNK_SECONDS = 32, 16, 1
 
@@ -144,6 +144,56 @@ def test_a_prepared_clip_holds_what_the_networks_make_of_it(tmp_path: Path, netw
     }  # fmt: skip
 
 
+def test_latents_of_a_posterior_are_drawn_as_encoding_in_a_training_step_would(
+    tmp_path: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, scaling_factor=0.18215, shift_factor=0.1,
+    ).save_pretrained(tmp_path / "kl")  # fmt: skip
+    settings = {"audio_encoder": networks.audio_encoder, "resolution": RESOLUTION, "validation": ["speaker2/*"]}
+    prepared = prepare(make_clips(), tmp_path / "set", vae=tmp_path / "kl", **settings)
+    vae = load_autoencoder(tmp_path / "kl").to(memory_format=torch.channels_last)
+
+    def expected(sample: dict, rng: np.random.Generator, start: int, ref_start: int) -> dict[str, torch.Tensor]:
+        """Diffusers' own sampling, its noise replaced by ours; encoded in the same batches, so to the last bit."""
+        record = next(clip for clip in prepared.index.clips if clip.name == sample["name"])
+        pixels = to_pixels(load_file(prepared.folder / record.file)["frames"])
+        latents = {}
+        for key, source, first in (
+            ("latents", pixels, start),
+            ("masked_latents", pixels * prepared.mask, start),
+            ("ref_latents", pixels, ref_start),
+        ):
+            with torch.inference_mode():
+                posterior = vae.encode(source).latent_dist
+            window = DiagonalGaussianDistribution(posterior.parameters[first : first + 8])
+            eps = torch.from_numpy(rng.standard_normal((8, 4, 16, 16), dtype=np.float32))
+            monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *args, eps=eps, **kw: eps)
+            latents[key] = ((window.sample() - 0.1) * 0.18215).transpose(0, 1)
+        return latents
+
+    sample, rng = prepared.train_sample(3, 5, 1, 8), keyed_generator(3, "train_sample", 5, 1)
+    rng.integers(4)
+    start = int(rng.integers(13))
+    for key, latents in expected(sample, rng, start, _draw_ref_start(20, start, 8, rng)).items():
+        assert sample[key].equal(latents), key
+    again, other = prepared.train_sample(3, 5, 1, 8), prepared.train_sample(3, 6, 1, 8)
+    assert again["latents"].equal(sample["latents"]) and not other["latents"].equal(sample["latents"])
+
+    (sample,), rng = prepared.validation_samples(1, 8, 9), keyed_generator(9, "validation_samples", 0)
+    start = int(rng.random() * 13)
+    for key, latents in expected(sample, rng, start, _draw_ref_start(20, start, 8, rng)).items():
+        assert sample[key].equal(latents), key
+
+    # A network without a posterior: nothing more is stored, and what is drawn is what was encoded.
+    tiny = prepare(make_clips(), tmp_path / "tiny", vae=networks.vae, **settings)
+    assert "posterior" not in (tmp_path / "tiny" / "index.json").read_text()
+    tensors = load_file(tiny.folder / tiny.index.clips[0].file)
+    assert tensors.keys() == {"frames", "latents", "masked_latents", "audio_features", "mel"}
+
+
 def test_the_same_again_is_not_prepared_again(
     tmp_path: Path, networks: Networks, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,16 +235,16 @@ def test_the_split_is_by_pattern_or_about_every_fifth() -> None:
         held_out(["a"], [])
 
 
-def test_clips_of_one_file_name_in_two_folders_are_two(tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     for path in ("a/x.mp4", "b/x.MP4", "b/deep/x.mp4", "x.mp4", "x.wav", "notes.txt"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert [clip.name for clip in find_clips(tmp_path)] == ["a/x", "b/deep/x", "b/x", "x"]
+    assert [clip.name for clip in find_sources(tmp_path)] == ["a/x", "b/deep/x", "b/x", "x"]
     with pytest.raises(UserError, match=r"notes\.txt: must be a folder"):
-        find_clips(tmp_path / "notes.txt")
+        find_sources(tmp_path / "notes.txt")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"none: no \.mp4"):
-        find_clips(tmp_path / "none")
+        find_sources(tmp_path / "none")
 
 
 def test_two_clips_of_one_name_are_an_error(tmp_path: Path, networks: Networks) -> None:
@@ -212,44 +262,11 @@ def test_a_clip_with_values_that_are_not_finite_is_left_out(
     assert "left out speaker0/00: its audio_features are not all finite" in capsys.readouterr().err
 
 
-def test_the_command_leaves_out_bad_clips_and_says_why(tmp_path: Path, networks: Networks) -> None:
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    good = make_clips()
-    for i, clip in enumerate(good[:3]):
-        write_clip(folder / f"good{i}.mp4", clip)
-    (folder / "[bold]text.mp4").write_text("words")
-    (folder / "truncated.mp4").write_bytes((folder / "good0.mp4").read_bytes()[:3000])
-    write_clip(folder / "short.mp4", Clip("short", good[0].frames[:5], good[0].wave[: 5 * 640]))
-    line = [sys.executable, "-m", "latentsync_ray.preprocess", folder, tmp_path / "set", "--vae", networks.vae]
-    line += ["--audio-encoder", networks.audio_encoder, "--resolution", "32", "--validation", "good1"]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    prepared = PreparedClips.open(tmp_path / "set")
-    assert names(prepared) == ["good0", "good1", "good2"] and [clip.name for clip in prepared.validation] == ["good1"]
-    said = [line for line in ended.stderr.splitlines() if line.startswith(("left out", "prepared"))]
-    assert said == [
-        f"left out {folder}/[bold]text.mp4: cannot be read as video with sound (Invalid data found when processing"
-        " input); convert it again or remove it",
-        "left out short: must have 8 frames, has 5; remove it",
-        f"left out {folder}/truncated.mp4: cannot be read as video with sound (Invalid data found when processing"
-        " input); convert it again or remove it",
-        f"prepared 3 clips, left out 3: {tmp_path / 'set'}",
-    ]
-    for path in folder.glob("good*"):
-        path.unlink()
-    with pytest.raises(UserError, match="one to train on and one to validate on are needed, 0 can be used"):
-        prepare(find_clips(folder), tmp_path / "nothing", **networks._asdict(), resolution=RESOLUTION)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "set"]
-
-
 def test_real_networks_prepare_a_real_clip(shared: Path, tmp_path: Path) -> None:
     real = shared / "real"
-    files = [ClipFile(name, real / "clips" / f"{name}.mp4") for name in ("demo1_00", "demo2_00")]
+    clips = [read_clip(real / "clips" / f"{name}.mp4", resolution=64) for name in ("demo1_00", "demo2_00")]
     prepared = prepare(
-        files,
+        clips,
         tmp_path / "set",
         vae=real / "autoencoder",
         audio_encoder=real / "whisper-tiny.en-encoder",

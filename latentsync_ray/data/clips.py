@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import uuid
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -62,6 +63,8 @@ class Index:
         vae_sha256: names the autoencoder's weights (`weights_sha256`).
         audio_encoder_sha256: names the audio encoder's weights.
         clips: sorted by name.
+        posterior_scaling: (shift_factor, scaling_factor) of an autoencoder with a posterior, which every clip then
+            holds, and from which samples draw their latents; None where latents are all that there is.
     """
 
     format: int
@@ -74,15 +77,16 @@ class Index:
     vae_sha256: str
     audio_encoder_sha256: str
     clips: list[ClipRecord]
+    posterior_scaling: list[float] | None = None
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all that a sample depends on: the prepared files' contents, splits and settings."""
-        return digest({key: value for key, value in self._as_json().items() if key != "source"})
+        return digest({key: value for key, value in self.as_json().items() if key != "source"})
 
     def write(self, folder: Path) -> None:
         """Writes `folder`/index.json."""
-        text = json.dumps({"fingerprint": self.fingerprint, **self._as_json()}, indent=1)
+        text = json.dumps({"fingerprint": self.fingerprint, **self.as_json()}, indent=1)
         temporary = folder / ".index.json"
         temporary.write_text(text)
         temporary.replace(folder / "index.json")
@@ -116,8 +120,12 @@ class Index:
             )
         return index
 
-    def _as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as they are written."""
+        values = dataclasses.asdict(self)
+        if self.posterior_scaling is None:
+            del values["posterior_scaling"]  # sets made before there were posteriors keep their fingerprints
+        return values
 
 
 def file_sha256(path: Path) -> str:
@@ -133,7 +141,9 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
         folder: the set's.
         name: the clip's.
         tensors: frames uint8 (F, 3, H, W), latents and masked_latents float32 (F, C, h, w), audio_features float32
-            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1).
+            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1); of an autoencoder with a posterior also
+            latents_posterior and masked_latents_posterior float32 (F, 2 * C, h, w), mean and log-variance before
+            scaling.
 
     Returns:
         Its record for the index, as a clip to train on.
@@ -142,8 +152,10 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:60]
     file = f"clips/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
     path = folder / file
-    path.parent.mkdir(exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
     return ClipRecord(name, file, len(tensors["frames"]), "train", file_sha256(path))
 
 
@@ -195,7 +207,8 @@ class PreparedClips:
     def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> dict[str, Any]:
         """Draws one training sample; a pure function of its arguments and the set.
 
-        Clip, window and reference window are uniform among those that fit.
+        Clip, window and reference window are uniform among those that fit. Where there is a posterior, the three
+        kinds of latents are drawn from it independently, as encoding within a training step would.
 
         Args:
             seed: the run's.
@@ -274,15 +287,24 @@ class PreparedClips:
         window, ref_window = slice(start, start + num_frames), slice(ref_start, ref_start + num_frames)
         columns = slice(first_mel_column(start), first_mel_column(start) + num_mel_columns(num_frames))
         return {
-            "latents": _frames_second(tensors["latents"][window]),
-            "masked_latents": _frames_second(tensors["masked_latents"][window]),
-            "ref_latents": _frames_second(tensors["latents"][ref_window]),
+            "latents": _frames_second(self._draw_latents(tensors, "latents", window, rng)),
+            "masked_latents": _frames_second(self._draw_latents(tensors, "masked_latents", window, rng)),
+            "ref_latents": _frames_second(self._draw_latents(tensors, "latents", ref_window, rng)),
             "masks": self._latent_mask.repeat(1, num_frames, 1, 1),
             "audio_features": audio_windows(tensors["audio_features"], start, num_frames),
             "mel": tensors["mel"][None, :, columns].clone(),
             "frames": _frames_second(tensors["frames"][window]),
             "name": clip.name,
         }
+
+    def _draw_latents(self, tensors: dict[str, Tensor], key: str, window: slice, rng: np.random.Generator) -> Tensor:
+        """Draws a window's scaled latents from their posterior; without one they are what they are."""
+        if self.index.posterior_scaling is None:
+            return tensors[key][window]
+        mean, logvar = tensors[f"{key}_posterior"][window].chunk(2, dim=1)
+        eps = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        shift, scale = self.index.posterior_scaling
+        return (mean + torch.exp(0.5 * logvar) * eps - shift) * scale
 
     def _load(self, clip: ClipRecord) -> dict[str, Tensor]:
         """Maps a clip's file into memory, checking it the first time."""

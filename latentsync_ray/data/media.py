@@ -5,9 +5,12 @@ spectrogram is Wav2Lip's (https://github.com/Rudrabha/Wav2Lip, hparams.py and au
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -68,11 +71,10 @@ class Clip:
 def read_clip(path: Path, resolution: int | None = None) -> Clip:
     """Reads a video with sound, resampled to 25 frames a second and 16 kHz mono.
 
-    A .wav of the same stem beside the video, where there is one, gives the sound in place of the video's own,
-    and begins with its first frame. What is longer, picture or sound, is cut.
+    What is longer, picture or sound, is cut.
 
     Args:
-        path: a file that FFmpeg can read.
+        path: a file that FFmpeg can read; its sound is what `read_wave` finds.
         resolution: height and width to resize each frame to as it is decoded; None leaves them as they are.
 
     Returns:
@@ -81,52 +83,48 @@ def read_clip(path: Path, resolution: int | None = None) -> Clip:
     Raises:
         UserError: if the file cannot be read, lacks picture or sound, or ends before the length it claims.
     """
-    wav = path.with_suffix(".wav")
-    try:
-        frames, frames_start_seconds = _read_frames(path, resolution)
-        if wav != path and wav.is_file():
-            wave, wave_start_seconds = _read_wave(wav)[0], frames_start_seconds
-        else:
-            wave, wave_start_seconds = _read_wave(path)
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as video with sound ({reason}); convert it again or remove it"
-        ) from error
-
-    shift = round((wave_start_seconds - frames_start_seconds) * SAMPLE_RATE)
-    wave = np.pad(wave, (shift, 0)) if shift > 0 else wave[-shift:]
+    wave = read_wave(path)
+    frames = [pixels if resolution is None else resize_frame(pixels, resolution) for pixels in read_frames(path)]
     num_frames = min(len(frames), len(wave) // SAMPLES_PER_FRAME)
     if num_frames == 0:
         raise UserError(f"{path}: picture and sound have less than one frame (1/{FPS} s) in common; remove it")
     return Clip(path.stem, np.stack(frames[:num_frames]), wave[: num_frames * SAMPLES_PER_FRAME])
 
 
-def _read_frames(path: Path, resolution: int | None) -> tuple[list[Bytes], float]:
-    """Returns RGB frames (H, W, 3) at 25 a second, and the time of the first."""
-    frames: list[Bytes] = []
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise UserError(f"{path}: has no video; remove it")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+def read_frames(path: Path) -> Iterator[Bytes]:
+    """Decodes a video frame by frame, resampled to 25 a second and turned as it is to be shown.
+
+    Args:
+        path: a file that FFmpeg can read.
+
+    Yields:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        UserError: if the file cannot be read or lacks a picture; at the end, if that comes before the length that
+            the file claims.
+    """
+    with _reading(path), av.open(str(path)) as container:
+        stream = _video_stream(path, container)
         graph = av.filter.Graph()
         source, sink = graph.add_buffer(template=stream), graph.add("buffersink")
         graph.link_nodes(source, graph.add("fps", str(FPS)), sink).configure()
 
         first_pts = last_pts = None
+        quarter_turns = 0
         for frame in chain(container.decode(stream), [None]):
             graph.push(frame)
             if frame is not None and frame.pts is not None:
                 first_pts, last_pts = frame.pts if first_pts is None else first_pts, frame.pts
+                quarter_turns = round(frame.rotation / 90)  # counterclockwise, as telephones note it
             while True:
                 try:
                     pixels = graph.pull().to_ndarray(format="rgb24")
                 except (av.BlockingIOError, av.EOFError):
                     break
-                frames.append(pixels if resolution is None else resize_frame(pixels, resolution))
+                yield np.ascontiguousarray(np.rot90(pixels, quarter_turns))
 
-        if not frames or first_pts is None:
+        if first_pts is None:
             raise UserError(f"{path}: has no picture that can be decoded; convert it again or remove it")
         seconds = float((last_pts - first_pts) * stream.time_base) + 1 / FPS
         claimed_seconds = float((stream.duration or 0) * stream.time_base)
@@ -135,10 +133,60 @@ def _read_frames(path: Path, resolution: int | None) -> tuple[list[Bytes], float
                 f"{path}: is truncated, {seconds:.2f} s of picture where {claimed_seconds:.2f} s are claimed"
                 "; convert it again or remove it"
             )
-        return frames, float(first_pts * stream.time_base)
 
 
-def _read_wave(path: Path) -> tuple[Floats, float]:
+def read_wave(path: Path) -> Floats:
+    """Reads the sound of a video, resampled to 16 kHz mono, from the video's first frame on.
+
+    A .wav of the same stem beside the video, where there is one, gives the sound in place of the video's own, and
+    begins with its first frame.
+
+    Returns:
+        float32 (N,) in [-1, 1].
+
+    Raises:
+        UserError: if the file cannot be read, or lacks picture or sound.
+    """
+    wav = path.with_suffix(".wav")
+    with _reading(path):
+        frames_start_seconds = _first_frame_seconds(path)
+        if wav != path and wav.is_file():
+            return _decode_wave(wav)[0]
+        wave, wave_start_seconds = _decode_wave(path)
+    shift = round((wave_start_seconds - frames_start_seconds) * SAMPLE_RATE)
+    return np.pad(wave, (shift, 0)) if shift > 0 else wave[-shift:]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says of what FFmpeg cannot read that the file is at fault."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as video with sound ({reason}); convert it again or remove it"
+        ) from error
+
+
+def _video_stream(path: Path, container: Any) -> Any:
+    if not container.streams.video:
+        raise UserError(f"{path}: has no video; remove it")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = torch.get_num_threads()  # Ray gives each task its share
+    return stream
+
+
+def _first_frame_seconds(path: Path) -> float:
+    with av.open(str(path)) as container:
+        for frame in container.decode(_video_stream(path, container)):
+            if frame.pts is not None:
+                return float(frame.pts * frame.time_base)
+    raise UserError(f"{path}: has no picture that can be decoded; convert it again or remove it")
+
+
+def _decode_wave(path: Path) -> tuple[Floats, float]:
     """Returns the first audio stream as a mono wave at 16 kHz, and the time of its first sample."""
     pieces: list[Floats] = []
     start_seconds = None

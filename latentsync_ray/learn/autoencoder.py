@@ -57,15 +57,40 @@ def encode_latents(vae: Autoencoder, pixels: Tensor) -> Tensor:
     Returns:
         (N, C, h, w): (z - shift_factor) * scaling_factor, both from the network's own config.
     """
+    return encode_posterior(vae, pixels)[0]
+
+
+def encode_posterior(vae: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Encodes pictures into scaled latents, and what other latents could be drawn from.
+
+    Args:
+        vae: from `load_autoencoder`.
+        pixels: (N, 3, H, W) in [-1, 1].
+
+    Returns:
+        latents: (N, C, h, w), as `encode_latents` gives them.
+        posterior: (N, 2 * C, h, w), mean and log-variance of z before scaling; None if the network has none.
+    """
     encoded = vae.encode(pixels)
-    latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mean
-    scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    return scaled
+    if isinstance(vae, AutoencoderTiny):
+        mean, posterior = encoded.latents, None
+    else:
+        mean = encoded.latent_dist.mean
+        posterior = torch.cat([mean, encoded.latent_dist.logvar], dim=1)
+    shift, scale = latent_scaling(vae)
+    scaled: Tensor = (mean - shift) * scale
+    return scaled, posterior
+
+
+def latent_scaling(vae: Autoencoder) -> tuple[float, float]:
+    """Returns shift_factor and scaling_factor of a network's own config."""
+    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def decode_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
     """Decodes scaled latents (N, C, h, w) into pictures (N, 3, H, W), nearly in [-1, 1]; differentiable."""
-    pixels: Tensor = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+    shift, scale = latent_scaling(vae)
+    pixels: Tensor = vae.decode(latents / scale + shift).sample
     return pixels
 
 
