@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv tune train test check assets bench clean
+.PHONY: venv face tune train test check assets bench clean
 
 venv: $(STAMP)
 
@@ -16,6 +16,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# What finds faces in footage; its wheels end with Python 3.12 (latentsync_ray/data/facemesh.py).
+face: .venv/.face
+
+.venv/.face: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[face]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps mediapipe==0.10.21
+	@touch $@
+
 # make tune ARGS='workers.max_groups=4'
 tune: $(STAMP)
 	$(BIN)/python -m latentsync_ray.tune search_spaces/transition.yaml $(ARGS)
@@ -24,6 +32,7 @@ train: $(STAMP)
 	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
 
 test: $(STAMP)
+	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(STAMP)

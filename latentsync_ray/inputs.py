@@ -104,8 +104,8 @@ def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str])
 
 def _syncnet_figures(source: str, num_frames: int, windows: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     try:
-        syncnet = StableSyncNet.from_pretrained(source).to("cuda" if torch.cuda.is_available() else "cpu")
-        return sync_accuracy(syncnet, windows)
+        syncnet = StableSyncNet.from_pretrained(source, low_cpu_mem_usage=False)
+        return sync_accuracy(syncnet.to("cuda" if torch.cuda.is_available() else "cpu"), windows)
     except (OSError, TypeError, ValueError, LookupError, RuntimeError) as error:
         remedy = f"name a StableSyncNet for data.num_frames ({num_frames}) and the clips' resolution"
         raise UserError(f"components.syncnet: {source} cannot be used ({error}); {remedy}") from None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -49,6 +50,17 @@ def make_clip(seed: int, num_frames: int) -> Clip:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (num_frames, 32, 32, 3), dtype=np.uint8)
     return Clip("noise", frames, rng.normal(0, 0.1, 640 * num_frames).astype(np.float32))
+
+
+def write_silent(path: Path, original: Path) -> None:
+    """Copies a video without its sound."""
+    with av.open(str(original)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
 
 
 def start(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
@@ -97,14 +109,16 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path: Path, networks: list
     (folder / "[bold]text.mp4").write_text("words")
     (folder / "truncated.mp4").write_bytes((folder / "good0.mp4").read_bytes()[:3000])
     write_clip(folder / "short.mp4", make_clip(5, 5))
+    write_silent(folder / "silent.mp4", folder / "good0.mp4")
     options = [*networks, "--resolution", "32", "--validation", "good1"]
     assert sorted(run(folder, out, *options)) == [
         f"left out {folder}/[bold]text.mp4: cannot be read as video with sound (Invalid data found when processing"
         " input); convert it again or remove it",
+        f"left out {folder}/silent.mp4: has no sound; add it, or lay a .wav of the same stem beside it",
         f"left out {folder}/truncated.mp4: cannot be read as video with sound (Invalid data found when processing"
         " input); convert it again or remove it",
         "left out short: must have 8 frames, has 5; remove it",
-        f"prepared 3 clips, left out 3: {out}",
+        f"prepared 3 clips, left out 4: {out}",
     ]
     prepared = PreparedClips.open(out)
     assert [clip.name for clip in prepared.index.clips] == ["good0", "good1", "good2"]
