@@ -8,23 +8,60 @@ import io
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from ray import tune
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
 from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import recipe_files, with_overrides
 from latentsync_ray.picture import report_html
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import DamagedEntryError, StorageError, Store
 from latentsync_ray.trial import trial_number
 from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps
 
 # What a trial reports itself; Ray Tune adds process ids, times and more.
 _REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "at_end")
+
+
+class EventFile:
+    """A TensorBoard log of one trial.
+
+    It is written in the foreground: `SummaryWriter` has a thread for each, which dies with a traceback when a disk is
+    full.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"events.out.tfevents.{int(time.time())}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Adds a point to a curve."""
+        self._write(step=step, summary=summary.scalar(name, value))  # type: ignore[no-untyped-call]
+
+    def add_image(self, name: str, picture: np.ndarray[Any, Any], step: int) -> None:
+        """Adds a picture, uint8 (H, W, 3)."""
+        image = summary.image(name, picture, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._write(step=step, summary=image)
+
+    def flush(self) -> None:
+        """Makes what was added visible."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the log; what could not be written before is lost."""
+        self._file.raw.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
 
 
 class SearchLog(tune.Callback):  # type: ignore[misc]
@@ -36,7 +73,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         self._folder = Path(store.root) / folder / "tensorboard"
         # A search that goes on reports everything again, so logs are written anew.
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._writers: dict[int, SummaryWriter] = {}
+        self._writers: dict[int, EventFile] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or begins again after its process was lost."""
@@ -53,7 +90,10 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         if "key" not in result:
             return
         log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
-        self._write_events(log.number, result)
+        try:
+            self._write_events(log.number, result)
+        except OSError as error:
+            raise StorageError.at(str(self._folder), error) from error
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
@@ -75,7 +115,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
     def _write_events(self, number: int, result: dict[str, Any]) -> None:
         """Losses of every step, by stage, and validation metrics and picture of the boundary."""
         if number not in self._writers:
-            self._writers[number] = SummaryWriter(str(self._folder / f"trial-{number:04d}"))
+            self._writers[number] = EventFile(self._folder / f"trial-{number:04d}")
         writer, stage, end = self._writers[number], result["stage"], result["global_step"]
         try:
             record = self._store.read_record(result["key"])
@@ -88,7 +128,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
         preview = self._store.read_bytes(f"segments/{result['key']}/preview.png")
         if preview is not None:
-            writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end, dataformats="HWC")
+            writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end)
         for name, value in result.items():
             if name.startswith("val/"):
                 writer.add_scalar(f"{stage}/{name}", value, end)

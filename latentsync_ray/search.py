@@ -84,7 +84,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             _prefetch(engine, search, setup)
             try:
                 with LiveView(engine, log, search, recipe):
-                    _tuner(search, recipe, setup, journal, log, ray_files).fit()
+                    _fit(_tuner(search, recipe, setup, journal, log, ray_files))
                 status = ray.get(engine.status.remote())
                 ray.get(engine.stop.remote())
             finally:
@@ -206,6 +206,23 @@ def _tuner(
             verbose=0,
         ),
     )
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs Ray Tune, which wraps what our callbacks and schedulers raise.
+
+    Raises:
+        UserError: One of them has.
+    """
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def _trial_scheduler(search: SearchConfig, recipe: Recipe) -> TrialScheduler:
