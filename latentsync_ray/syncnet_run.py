@@ -8,9 +8,7 @@ import os
 import queue
 import shutil
 import tempfile
-from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 # Ray reads these when it is imported; `search` sets more.
@@ -176,30 +174,25 @@ def _fitted(config: SyncNetConfig, beside: Path, identity: str) -> ray.train.Res
             failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
-    # Not in the main thread: there Ray Train would take Ctrl-C for itself and end with status 0.
-    ended: Future[ray.train.Result] = Future()
-
-    def fit() -> None:
-        try:
-            ended.set_result(trainer.fit())
-        except Exception as error:
-            ended.set_exception(error)
-
-    Thread(target=fit, daemon=True).start()
-    _show(config, progress, ended, beside / "tensorboard" / identity)
+    # Not in this process: its main thread would leave Ctrl-C to Ray Train, which ends with status 0, and another one
+    # would go on asking a cluster that is gone, at which Ray ends the process with status 1.
+    fit = ray.remote(num_cpus=0, max_retries=0)(lambda: trainer.fit())
+    running = fit.remote()
+    _show(config, progress, running, beside / "tensorboard" / identity)
     try:
-        return ended.result()
+        result: ray.train.Result = ray.get(running)
+        return result
     except ray.train.WorkerGroupError as error:
         last_line = str(next(iter(error.worker_failures.values()))).strip().splitlines()[-1]
         raise UserError(f"a process has failed {MAX_RESTARTS + 1} times: {last_line}") from error
 
 
-def _show(config: SyncNetConfig, progress: Queue, ended: Future[ray.train.Result], logs: Path) -> None:
+def _show(config: SyncNetConfig, progress: Queue, running: ray.ObjectRef, logs: Path) -> None:
     """Shows steps and accuracies as they come, and writes them to TensorBoard, until the training has ended."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with Progress(console=console, transient=True) as bar, SummaryWriter(str(logs)) as writer:
         task = bar.add_task("starting", total=config.num_steps)
-        while not (ended.done() and progress.empty()):
+        while not (ray.wait([running], timeout=0)[0] and progress.empty()):
             try:
                 step, metrics = progress.get(timeout=0.5)
             except queue.Empty:
