@@ -395,25 +395,48 @@ class Recipe:
         yield from _seed_complaints(self.seed)
 
 
+PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
+"""Trial schedulers that pause trials."""
+POPULATION_SCHEDULERS = ("pbt", "pb2")
+"""Trial schedulers that make worse trials clones of better ones."""
+
+
 @dataclass(frozen=True)
 class TrialSchedulerConfig:
     """Ray Tune's trial scheduler."""
 
-    name: Literal["fifo", "asha"] = "asha"
-    """fifo runs every trial to its end; asha (Li et al. 2020) stops the worse ones early."""
+    name: Literal["fifo", "asha", "hyperband", "pbt", "pb2"] = "asha"
+    """fifo runs every trial to its end; asha (Li et al. 2020) stops the worse ones early; hyperband (Li et al. 2018)
+    does so in cohorts that wait for each other; pbt (Jaderberg et al. 2017) makes worse trials clones of better
+    ones with perturbed values; pb2 (Parker-Holder et al. 2020) chooses these values by a Gaussian process."""
     time_attr: Literal["global_step", "second_stage_step"] = "second_stage_step"
-    """What the rungs count."""
+    """What rungs and intervals count."""
     grace_period: int = 10
-    """No trial is stopped before."""
+    """asha: no trial is stopped before."""
     reduction_factor: float = 3
-    """Of so many trials at a rung one goes on."""
+    """asha, hyperband: of so many trials at a rung one goes on."""
+    promote: bool = False
+    """asha: a trial is not stopped at a rung but paused, and goes on when it is later among the best there."""
+    perturbation_interval: int = 10
+    """pbt, pb2: trials are compared so often."""
+    quantile_fraction: float = 0.25
+    """pbt, pb2: this share of the trials, the worst, become clones of as many of the best."""
+    resample_probability: float = 0.25
+    """pbt: how often a value is drawn anew instead of perturbed."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        if self.grace_period < 1:
-            yield "grace_period", "must be at least 1", "raise it"
+        for name in ("grace_period", "perturbation_interval"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
         if not (math.isfinite(self.reduction_factor) and self.reduction_factor > 1):
             yield "reduction_factor", "must be finite and above 1", "the usual values are 2 to 4"
+        if self.promote and self.name != "asha":
+            yield "promote", f"must be false with {self.name}", "only asha promotes"
+        if not 0 < self.quantile_fraction <= 0.5:
+            yield "quantile_fraction", "must be above 0 and at most 0.5", "0.25 is usual"
+        if not 0 <= self.resample_probability <= 1:
+            yield "resample_probability", "must be from 0 to 1", "0.25 is usual"
 
 
 @dataclass(frozen=True)
@@ -456,6 +479,9 @@ class SearchConfig:
     """Draws from the space; every draw goes through the whole grid."""
     sampling_seed: int = 0
     """Seed of the draws."""
+    search_alg: Literal["random", "optuna"] = "random"
+    """random draws from the space and goes through its grids; optuna (Akiba et al. 2019) draws where trials did
+    well, from ranges and choices."""
     metric: str = "val/objective"
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
@@ -465,7 +491,8 @@ class SearchConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """Where segments are trained."""
     max_concurrent_trials: int = 16
-    """Trials alive at once; each is a process of about 200 MB that only decides."""
+    """Trials alive at once; each is a process of about 200 MB that only decides. Does not hold for schedulers that
+    pause trials."""
     storage: str = "results"
     """Folder (or file:// URI) of the store and of the results; relative to the working directory."""
     share: bool = True
@@ -479,6 +506,15 @@ class SearchConfig:
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
         yield from _metric_complaints(self.metric)
+        kinds = {kind for space in self.param_space.values() if isinstance(space, dict) for kind in space}
+        if self.search_alg == "optuna" and "grid" in kinds:
+            yield "search_alg", "must be random where param_space has a grid", "make it a choice"
+        if self.search_alg == "optuna" and self.trial_scheduler.name in POPULATION_SCHEDULERS:
+            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS and not self.param_space:
+            yield "param_space", f"must not be empty with {self.trial_scheduler.name}", "name what is perturbed"
+        if self.trial_scheduler.name == "pb2" and kinds - {"uniform"}:
+            yield "param_space", "must have uniform ranges only with pb2", "give {uniform: [low, high]}, or use pbt"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name", "leave out slashes and leading dots"
 

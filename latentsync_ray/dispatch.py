@@ -116,6 +116,13 @@ class Dispatcher:
         self.thinking.setdefault(segment.key, set()).add(trial)
         return sorted(key for key in passed if self._unneeded(key))
 
+    def hold(self, trial: str, key: str) -> list[str]:
+        """A trial's checkpoint points to a state, from which a clone may start. Returns keys no longer needed."""
+        name = f"checkpoint of {trial}"
+        before = self.positions.get(name)
+        self.positions[name] = key
+        return [before] if before is not None and self._unneeded(before) else []
+
     def leave(self, trial: str) -> None:
         """A trial has ended; what only it waits for and nobody has begun is dropped."""
         self._settle(trial)

@@ -125,10 +125,13 @@ class Engine:
             if "error" in outcome:
                 return outcome
             record = outcome
-        unneeded = self._dispatcher.give(segment, trial)
-        self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
+        self._forget(self._dispatcher.give(segment, trial))
         await self._poke()
         return {"key": key, "metrics": record["metrics"], "cached": cached}
+
+    async def hold(self, trial: str, key: str) -> None:
+        """Keeps the state that a trial's newest checkpoint points to."""
+        self._forget(self._dispatcher.hold(trial, key))
 
     async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
         """Trains segments, one after another, that every trial is going to ask for.
@@ -426,6 +429,9 @@ class Engine:
         answer = self._answers.pop(key, None)
         if answer is not None:
             answer.set_result(outcome)
+
+    def _forget(self, unneeded: list[str]) -> None:
+        self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
 
     async def _drop(self, key: str) -> None:
         self._records[key]["state"]["status"] = "dropped"

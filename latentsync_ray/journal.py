@@ -1,104 +1,122 @@
-"""The journal: a search's decisions, so that the same command decides the same again before it decides anew.
+"""The journal: suggestions and decisions, so that the same command decides the same before it decides anew.
 
-An adaptive scheduler's decisions depend on the order in which results arrive; the segments that they led to are in
-the store, and the decisions have to be there too.
+What an adaptive scheduler or searcher does depends on the order in which results arrive. The segments that it led to
+are in the store, and the decisions have to be there too.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
-
-from latentsync_ray.config import UserError
+from latentsync_ray.segment import digest
 from latentsync_ray.store import Store
-from latentsync_ray.trial import trial_identity
 
-_DECISIONS = {TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP, TrialScheduler.NOOP}
+
+@dataclass(frozen=True)
+class Exploit:
+    """A trial goes on as the clone of a better one, under new values."""
+
+    source: int
+    """Number of the trial that it clones."""
+    key: str
+    """The segment from whose end it goes on."""
+    parameters: dict[str, Any]
+    """Its new values."""
+    pointer: dict[str, Any]
+    """The source's checkpoint: its last segment and its history, no weights."""
+    last_train_time: float
+    """The scheduler's time of the source at that checkpoint."""
+    last_perturbation_time: float
+    """When the source was compared last, on the same scale."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a trial at one boundary."""
+
+    trial: int
+    """Its number."""
+    generation: int
+    """How often it had been made a clone before: then it may reach the same step again."""
+    global_step: int
+    """The boundary."""
+    decision: str
+    """Ray Tune's word: CONTINUE, PAUSE, STOP or NOOP."""
+    exploit: Exploit | None = None
+    """What it was made a clone of, if it was."""
 
 
 class Journal:
-    """Decisions by trial and global_step, one small file each.
+    """Suggestions by number, decisions by trial, generation and global_step; one small file each.
 
     Args:
         store: Where the journal is kept.
         folder: Its folder below the store's root.
 
-    Raises:
-        UserError: An entry is damaged.
+    Entries that are damaged count as never made: they are named in `notices`, and decided anew.
     """
 
     def __init__(self, store: Store, folder: str):
         self._store, self._folder = store, folder
-        self._decisions: dict[tuple[str, int], str] = {}
+        self._decisions: dict[tuple[int, int, int], Decision] = {}
+        self._suggestions: dict[int, dict[str, Any]] = {}
+        self.notices: list[str] = []
         for name in store.list_files(folder):
-            if not name.endswith(".json"):
-                continue  # a half-written file that a kill has left
-            try:
-                entry = json.loads(store.read_bytes(f"{folder}/{name}") or b"")
-                if entry["decision"] not in _DECISIONS:
-                    raise ValueError(entry["decision"])
-                self._decisions[str(entry["trial"]), int(entry["global_step"])] = entry["decision"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{store.root}/{folder}/{name}: must be a journal entry; delete it") from None
+            if name.endswith(".json"):  # anything else is a half-written file that a kill has left
+                self._read(name)
 
-    def lookup(self, trial: str, global_step: int) -> str | None:
+    def _read(self, name: str) -> None:
+        path = f"{self._folder}/{name}"
+        try:
+            entry = json.loads(self._store.read_bytes(path) or b"")
+            if entry.pop("checksum") != digest(entry):
+                raise ValueError("checksum")
+            if "suggestion" in entry:
+                self._suggestions[entry["trial"]] = entry["suggestion"]
+            else:
+                exploit = entry.pop("exploit")
+                self._keep(Decision(**entry, exploit=exploit and Exploit(**exploit)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.notices.append(f"{self._store.root}/{path}: is no whole journal entry; this is decided anew")
+
+    def _keep(self, decision: Decision) -> None:
+        self._decisions[decision.trial, decision.generation, decision.global_step] = decision
+
+    def lookup(self, trial: int, generation: int, global_step: int) -> Decision | None:
         """The decision that was made before, if any."""
-        return self._decisions.get((trial, global_step))
+        return self._decisions.get((trial, generation, global_step))
 
-    def write(self, trial: str, global_step: int, decision: str) -> None:
-        """Keeps a decision."""
-        self._decisions[trial, global_step] = decision
-        entry = {"trial": trial, "global_step": global_step, "decision": decision}
-        self._store.write_json(f"{self._folder}/{trial}-{global_step:09d}.json", entry)
+    def write(self, decision: Decision) -> None:
+        """Keeps a decision; one for the same place is replaced."""
+        self._keep(decision)
+        place = f"{decision.trial:05d}-{decision.generation:03d}-{decision.global_step:09d}"
+        self._write(place, asdict(decision))
 
+    def suggestion(self, trial: int) -> dict[str, Any] | None:
+        """The values that were suggested for a trial before, if any."""
+        return self._suggestions.get(trial)
 
-class JournaledScheduler(TrialScheduler):  # type: ignore[misc]
-    """A trial scheduler whose decisions are replayed from a journal as far as it goes."""
+    def write_suggestion(self, trial: int, values: dict[str, Any]) -> None:
+        """Keeps the values suggested for a trial."""
+        self._suggestions[trial] = values
+        self._write(f"suggestion-{trial:05d}", {"trial": trial, "suggestion": values})
 
-    def __init__(self, scheduler: TrialScheduler, journal: Journal):
-        super().__init__()
-        self._scheduler, self._journal = scheduler, journal
+    def exploits(self) -> list[dict[str, Any]]:
+        """All exploits, by trial and generation: who cloned whom, where, and with which values."""
+        return [
+            {
+                "trial": made.trial,
+                "global_step": made.global_step,
+                "source": made.exploit.source,
+                "source_step": made.exploit.pointer["last"]["end_step"],
+                "key": made.exploit.key,
+                "parameters": made.exploit.parameters,
+            }
+            for _, made in sorted(self._decisions.items())
+            if made.exploit is not None
+        ]
 
-    @property
-    def metric(self) -> Any:
-        """The metric that the scheduler compares."""
-        return self._scheduler.metric
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Hands the search's metric on."""
-        return bool(self._scheduler.set_search_properties(metric, mode, **spec))
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Hands the event on."""
-        self._scheduler.on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Hands the event on."""
-        self._scheduler.on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The decision of before, or the scheduler's; the scheduler sees every result either way."""
-        identity, global_step = trial_identity(trial.config, trial.trial_id), result["global_step"]
-        decision = str(self._scheduler.on_trial_result(tune_controller, trial, result))
-        known = self._journal.lookup(identity, global_step)
-        if known is None:
-            self._journal.write(identity, global_step, decision)
-        return known or decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Hands the event on."""
-        self._scheduler.on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Hands the event on."""
-        self._scheduler.on_trial_remove(tune_controller, trial)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The scheduler's choice."""
-        return self._scheduler.choose_trial_to_run(tune_controller)
-
-    def debug_string(self) -> str:
-        """The scheduler's own words."""
-        return f"journaled {self._scheduler.debug_string()}"
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
+        self._store.write_json(f"{self._folder}/{name}.json", {**entry, "checksum": digest(entry)})

@@ -73,7 +73,7 @@ class LiveView:
             state: sum(trial.status == state for trial in trials)
             for state in ("running", "finished", "stopped", "diverged", "failed")
         }
-        asked = sum(trial.last.get("global_step", 0) for trial in trials)
+        asked = sum(trial.num_steps for trial in trials)
         trained = sum(entry["num_steps"] for entry in status["trained"])
         shared = f"{1 - trained / asked:.0%} shared" if asked else "nothing shared yet"
         groups = f"{status['num_groups'] - status['num_starting']} worker groups, {status['num_starting']} starting"

@@ -203,7 +203,7 @@ def _table(search: SearchConfig, trials: Sequence[TrialLog], best: TrialLog | No
     for trial in sorted(by_metric, key=lambda trial: list(_SYMBOLS).index(trial.status)):
         steps = trial.last.get("global_step", 0)
         values = [trial.number, trial.status, trial.last.get(search.metric), trial.transition_step, steps]
-        values.append(f"{trial.num_steps_shared / max(1, steps):.0%}")
+        values.append(f"{trial.num_steps_shared / max(1, trial.num_steps):.0%}")
         values += [*(trial.parameters.get(name) for name in search.param_space), trial.error]
         cells = "".join(f"<td>{escape(_text(value))}</td>" for value in values)
         rows.append(f"<tr{' class=best' * (trial is best)}>{cells}")

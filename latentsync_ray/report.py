@@ -23,11 +23,11 @@ from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import recipe_files, with_overrides
 from latentsync_ray.picture import report_html
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
-from latentsync_ray.trial import trial_number
+from latentsync_ray.trial import parameters, trial_number
 from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps
 
 # What a trial reports itself; Ray Tune adds process ids, times and more.
-_REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "at_end")
+_REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "parent", "at_end")
 
 
 class EventFile:
@@ -74,36 +74,54 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         # A search that goes on reports everything again, so logs are written anew.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._writers: dict[int, EventFile] = {}
+        self._results: dict[str, dict[str, Any]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial begins, or begins again after its process was lost."""
-        number = trial_number(trial.trial_id)
-        self.trials[number] = TrialLog(number, dict(trial.config))
+        """A trial begins; or begins again after a pause, as a clone, or because its process was lost."""
+        number = _number(trial)
+        log = self.trials.setdefault(number, TrialLog(number, {}))
+        log.parameters, log.status = parameters(trial.config), "running"
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial has reached a boundary."""
-        log = self.trials[trial_number(trial.trial_id)]
+        log = self.trials[_number(trial)]
         if "error" in result:
             log.status, log.error = "diverged" if result["diverged"] else "failed", result["error"]
         if "key" not in result:
             return
-        log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
+        reported = {name: value for name, value in result.items() if name.startswith(_REPORTED)}
+        log.asked[result["key"]] = result["global_step"] - result["start_step"]
+        if result["cached"]:
+            log.shared.append(result["key"])
+        self._results[result["key"]] = reported
+        if log.last.get("key") == result["parent"]:
+            log.results.append(reported)
+        else:
+            log.results = self._lineage(result["key"])
         try:
             self._write_events(log.number, result)
         except OSError as error:
             raise StorageError.at(str(self._folder), error) from error
 
+    def _lineage(self, key: str) -> list[dict[str, Any]]:
+        """The results from the first boundary to this one; a clone's begin with those of its source."""
+        results = []
+        while key in self._results:
+            results.append(self._results[key])
+            key = self._results[key]["parent"]
+        return results[::-1]
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
-        log = self.trials[trial_number(trial.trial_id)]
+        log = self.trials[_number(trial)]
         if log.status == "running":
             log.status = "finished" if log.last.get("at_end") else "stopped"
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
-        log = self.trials[trial_number(trial.trial_id)]
+        log = self.trials[_number(trial)]
         lines = str(trial.get_error() or "unknown error").strip().splitlines()
         log.status, log.error = "failed", lines[-1]
 
@@ -136,6 +154,10 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         writer.flush()
 
 
+def _number(trial: Any) -> int:
+    return trial_number(trial.trial_id, trial.config)
+
+
 NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": []}
 """The engine's words on a run that needed no engine."""
 
@@ -166,6 +188,7 @@ def write_report(
     recipe: Recipe,
     trials: dict[int, TrialLog],
     status: dict[str, Any],
+    exploits: list[dict[str, Any]],
     syncnet_accuracy: float | None,
     wall_seconds: float,
 ) -> bool:
@@ -178,6 +201,7 @@ def write_report(
         recipe: The recipe before a trial's own values.
         trials: What became of each trial.
         status: The engine's last words.
+        exploits: Which trial became a clone of which.
         syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
         wall_seconds: Duration of this run.
 
@@ -197,7 +221,7 @@ def write_report(
         if trial.status in ("failed", "diverged"):
             print(f"trial {trial.number} {trial.status}: {trial.error}")
 
-    without_sharing = sum(trial.last.get("global_step", 0) for trial in trials.values())
+    without_sharing = sum(trial.num_steps for trial in trials.values())
     distinct = num_distinct_steps(trials)
     summary = {
         "best": best and _row(search, best),
@@ -213,6 +237,7 @@ def write_report(
         "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
         "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
         "wall_seconds": wall_seconds,
+        "exploits": exploits,
         "syncnet_accuracy": syncnet_accuracy,
         "notices": status["notices"],
     }

@@ -28,18 +28,18 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import check_syncnet, ready_inputs
-from latentsync_ray.journal import Journal, JournaledScheduler
+from latentsync_ray.journal import Journal
 from latentsync_ray.live import LiveView
 from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.report import NOTHING_DONE, SearchLog, read_finished, write_report
+from latentsync_ray.schedulers import make_scheduler
 from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
+from latentsync_ray.suggestions import domain, make_search_algorithm
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
 from latentsync_ray.triallog import TrialLog
 from latentsync_ray.worker import environment
@@ -65,11 +65,13 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     if warning is not None:
         print(f"warning: {warning}", flush=True)
     folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
-    journal = Journal(store, f"{folder}/journal")
+    journal = Journal(store, f"{folder}/decisions")
+    for notice in journal.notices:
+        print(f"note: {notice}", flush=True)
     finished = read_finished(store, folder)
     if finished is not None:
         print("this search is finished: nothing to train", flush=True)
-        return _end(store, folder, search, recipe, finished, NOTHING_DONE, accuracy, started)
+        return _end(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
     with cluster() as dashboard:
         _check_resources(search, recipe)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
@@ -90,7 +92,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             finally:
                 ray.kill(engine)  # whatever it has started goes with it
                 log.close()
-    return _end(store, folder, search, recipe, log.trials, status, accuracy, started)
+    return _end(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
 
 
 def _end(
@@ -100,11 +102,15 @@ def _end(
     recipe: Recipe,
     trials: dict[int, TrialLog],
     status: dict[str, Any],
+    journal: Journal,
     accuracy: float | None,
     started: float,
 ) -> int:
     """Writes the report and says where it is. Returns the exit status."""
-    succeeded = write_report(store, folder, search, recipe, trials, status, accuracy, time.monotonic() - started)
+    wall_seconds = time.monotonic() - started
+    succeeded = write_report(
+        store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
+    )
     print(f"results: {store.root}/{folder}", flush=True)
     return 0 if succeeded else 1
 
@@ -190,10 +196,8 @@ def _tuner(
             metric=search.metric,
             mode=search.mode,
             num_samples=search.num_samples,
-            search_alg=BasicVariantGenerator(
-                max_concurrent=search.max_concurrent_trials, random_state=search.sampling_seed
-            ),
-            scheduler=JournaledScheduler(_trial_scheduler(search, recipe), journal),
+            search_alg=make_search_algorithm(search, journal),
+            scheduler=make_scheduler(search, recipe, journal),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -225,30 +229,5 @@ def _fit(tuner: tune.Tuner) -> None:
         raise cause from None
 
 
-def _trial_scheduler(search: SearchConfig, recipe: Recipe) -> TrialScheduler:
-    settings = search.trial_scheduler
-    if settings.name == "fifo":
-        return FIFOScheduler()
-    longest = recipe.second_stage.num_steps
-    if settings.time_attr == "global_step":
-        longest += recipe.transition.max_step
-    return ASHAScheduler(
-        time_attr=settings.time_attr,
-        max_t=longest,
-        grace_period=settings.grace_period,
-        reduction_factor=settings.reduction_factor,
-    )
-
-
-def domain(space: dict[str, Any]) -> Any:
-    """Ray Tune's search domain for an entry of `param_space`."""
-    kind, values = next(iter(space.items()))
-    if kind == "grid":
-        return tune.grid_search(values)
-    if kind == "choice":
-        return tune.choice(values)
-    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}[kind](*values)
-
-
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial_number(trial.trial_id):04d}"
+    return f"trial-{trial_number(trial.trial_id, trial.config):04d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from latentsync_ray.transition import Observation, divergence, objective, should
 
 MEMORY_BYTES = 300 * 2**20
 """What a trial reserves: memory only, so that trials cannot starve worker groups of CPUs."""
-_POINTER = "pointer.json"
+POINTER = "pointer.json"
+"""File of a checkpoint: the trial's last segment and its history."""
+TRIAL_NUMBER = "trial_number"
+"""Entry of a trial's config that holds its number, where Ray Tune does not number trials itself."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
+        place |= {"start_step": segment.start_step, "parent": segment.parent}
         if "error" in answer:
             # An exception would have Ray Tune begin the trial again, to meet the same error.
             return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}
@@ -80,13 +85,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the pointer: a few kilobytes, no weights."""
+        """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
+        if self.last is not None:
+            ray.get(self.engine.hold.remote(self.trial_id, self.last.key))
         pointer = {"last": self.last and self.last.to_dict(), "history": self.history}
-        (Path(checkpoint_dir) / _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+        (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Reads a pointer, this trial's own or another one's."""
-        pointer = json.loads((Path(checkpoint_dir) / _POINTER).read_text(encoding="utf-8"))
+        pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))
         self.last = pointer["last"] and Segment(**pointer["last"])
         self.history = [Observation(step, metrics) for step, metrics in pointer["history"]]
 
@@ -104,16 +111,21 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common
         self.asker = self.trial_id, uuid.uuid4().hex
-        self.recipe = with_overrides(common.recipe, config, "trial")
-        extra = common.extra if common.share else {**common.extra, "trial": trial_identity(config, self.trial_id)}
+        self.recipe = with_overrides(common.recipe, parameters(config), "trial")
+        extra = common.extra if common.share else {**common.extra, "trial": trial_identity(self.trial_id, config)}
         self.root = root_key(self.recipe, common.fingerprints, extra)
 
 
-def trial_number(trial_id: str) -> int:
-    """Ray Tune numbers trials in the order of their creation, after an underscore."""
-    return int(trial_id.rpartition("_")[2])
+def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
+    """A trial's number, in the order of creation; Ray Tune's variant generator puts it after an underscore."""
+    return int(config[TRIAL_NUMBER]) if TRIAL_NUMBER in config else int(trial_id.rpartition("_")[2])
 
 
-def trial_identity(config: dict[str, Any], trial_id: str) -> str:
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial's config says about the recipe."""
+    return {name: value for name, value in config.items() if name != TRIAL_NUMBER}
+
+
+def trial_identity(trial_id: str, config: Mapping[str, Any]) -> str:
     """Names a trial the same in every run of the same search."""
-    return f"{trial_number(trial_id)}-{digest(config)[:16]}"
+    return f"{trial_number(trial_id, config)}-{digest(parameters(config))[:16]}"

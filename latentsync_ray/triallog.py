@@ -16,10 +16,14 @@ class TrialLog:
     number: int
     parameters: dict[str, Any]
     results: list[dict[str, Any]] = field(default_factory=list)
-    """What it reported at each boundary, oldest first."""
+    """What was reported at each boundary of its lineage, oldest first; a clone's lineage begins with its source's."""
     status: str = "running"
     """running, finished (ran to its end), stopped (by the scheduler), diverged or failed."""
     error: str = ""
+    asked: dict[str, int] = field(default_factory=dict)
+    """Key -> steps of each segment that it asked for."""
+    shared: list[str] = field(default_factory=list)
+    """Keys of those that were found, or trained for another trial too."""
 
     @property
     def last(self) -> dict[str, Any]:
@@ -33,10 +37,14 @@ class TrialLog:
         return last["global_step"] - last["second_stage_step"] if last.get("stage") == SECOND_STAGE else None
 
     @property
+    def num_steps(self) -> int:
+        """Steps that it would have had to train by itself."""
+        return sum(self.asked.values())
+
+    @property
     def num_steps_shared(self) -> int:
         """Steps that it did not have to wait for as the only one: found, or trained for another trial too."""
-        steps = [0, *(result["global_step"] for result in self.results)]
-        return sum(b - a for a, b, result in zip(steps, steps[1:], self.results, strict=False) if result["cached"])
+        return sum(self.asked[key] for key in set(self.shared))
 
 
 def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:
@@ -48,11 +56,5 @@ def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | 
 
 
 def num_distinct_steps(trials: dict[int, TrialLog]) -> int:
-    """Steps in the union of all lineages."""
-    segments = {}
-    for trial in trials.values():
-        start = 0
-        for result in trial.results:
-            segments[result["key"]] = result["global_step"] - start
-            start = result["global_step"]
-    return sum(segments.values())
+    """Steps in the union of all that trials asked for."""
+    return sum({key: steps for trial in trials.values() for key, steps in trial.asked.items()}.values())

@@ -69,6 +69,7 @@ class _Worker:
         self.training: Training | None = None
         self.held: str | None = None
         self.built: tuple[str, Any] | None = None
+        self.start_sha256: str | None = None
 
     def forget(self) -> None:
         """After a fault, nothing in memory is trusted."""
@@ -113,6 +114,7 @@ class _Worker:
             "segment": segment.to_dict(),
             "metrics": metrics,
             "steps": steps,
+            "start_weights_sha256": self.start_sha256,
             "weights_sha256": weights_sha256(state),
             "environment": environment(),
             "timings": {
@@ -127,6 +129,7 @@ class _Worker:
         """The training, at the end of the parent segment and ready for this one's stage and settings."""
         torch.set_num_threads(int(segment.config["num_threads"]))
         training = self.training = self.training or self._new_training()
+        self.start_sha256 = None  # it goes on with what it has
         if self.held == segment.parent and self.built == (segment.stage, segment.config):
             return training
         if order["parent_state"] is None:
@@ -138,6 +141,9 @@ class _Worker:
         self.held = None
         training.build(segment.stage, stage_from_settings(segment.config), state, order["parent_stage"])
         self.built = (segment.stage, segment.config)
+        if state is not None and self.rank == 0:
+            started = training.state()
+            self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
         return training
 
     def _new_training(self) -> Training:

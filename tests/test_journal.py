@@ -1,99 +1,63 @@
-"""A search that is run again decides as it did before, in whatever order results arrive."""
+"""What a journal keeps, and what it makes of damage."""
 
 from pathlib import Path
 
 import pytest
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from latentsync_ray.config import UserError
-from latentsync_ray.journal import Journal, JournaledScheduler
+from latentsync_ray.journal import Decision, Exploit, Journal
 from latentsync_ray.store import Store
 
-FOLDER = "searches/demo/journal"
-LOSSES = {0: 1.0, 1: 2.0, 2: 3.0, 3: 0.5}
-Decisions = dict[tuple[int, int], str]
+FOLDER = "searches/demo/decisions"
+STOP = Decision(0, 0, 20, "STOP")
+POINTER = {"last": {"end_step": 40}, "history": [[40, {"val/recon": 0.25}]]}
+CLONE = Decision(3, 1, 60, "NOOP", Exploit(2, "abc", {"second_stage.optimizer.lr": 1e-4}, POINTER, 40.0, 30.0))
 
 
-def asha() -> ASHAScheduler:
-    scheduler = ASHAScheduler(time_attr="global_step", max_t=80, grace_period=20, reduction_factor=2)
-    scheduler.set_search_properties("val/objective", "min")
-    return scheduler
-
-
-def run(
-    scheduler: TrialScheduler, experiment: str, arrivals: list[int], steps: tuple[int, ...] = (20, 40)
-) -> Decisions:
-    """What a scheduler decides if the results of trials arrive in an order."""
-    trials = {number: Trial("trial", stub=True, trial_id=f"{experiment}_{number:05d}") for number in LOSSES}
-    for trial in trials.values():
-        scheduler.on_trial_add(None, trial)
-    decisions: Decisions = {}
-    for step in steps:
-        for number in arrivals:
-            result = {"global_step": step, "val/objective": LOSSES[number], "training_iteration": step // 20}
-            decisions[number, step] = scheduler.on_trial_result(None, trials[number], result)
-    return decisions
-
-
-def test_decisions_are_replayed_whatever_the_order_of_results(tmp_path: Path) -> None:
+def test_an_entry_belongs_to_a_search_a_trial_its_generation_and_a_step(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    first = run(JournaledScheduler(asha(), Journal(store, FOLDER)), "one", [0, 1, 2, 3])
-    assert set(first.values()) == {"CONTINUE", "STOP"}
-    assert first == run(asha(), "plain", [0, 1, 2, 3])
-    assert first != run(asha(), "plain", [2, 1, 0, 3])
-
-    journaled = JournaledScheduler(asha(), Journal(Store(str(tmp_path)), FOLDER))
-    assert run(journaled, "two", [2, 1, 0, 3]) == first
-
-
-def test_where_the_journal_ends_the_scheduler_decides_and_is_written_down(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    run(JournaledScheduler(asha(), Journal(store, FOLDER)), "one", [0, 1, 2, 3], steps=(20,))
-    longer = run(JournaledScheduler(asha(), Journal(store, FOLDER)), "two", [2, 1, 0, 3])
-    assert longer == run(asha(), "plain", [0, 1, 2, 3], steps=(20,)) | {
-        key: value for key, value in run(asha(), "plain", [2, 1, 0, 3]).items() if key[1] == 40
-    }
-    assert run(JournaledScheduler(asha(), Journal(store, FOLDER)), "three", [1, 0, 3, 2]) == longer
-
-
-def test_an_entry_belongs_to_a_search_a_trial_and_its_settings(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    Journal(store, FOLDER).write("0-abc", 20, "STOP")
+    Journal(store, FOLDER).write(STOP)
     journal = Journal(store, FOLDER)
-    assert journal.lookup("0-abc", 20) == "STOP"
-    assert journal.lookup("0-abc", 40) is None
-    assert journal.lookup("0-abd", 20) is None
-    assert Journal(store, "searches/other/journal").lookup("0-abc", 20) is None
+    assert journal.lookup(0, 0, 20) == STOP
+    assert [journal.lookup(*place) for place in ((0, 0, 40), (0, 1, 20), (1, 0, 20))] == [None] * 3
+    assert Journal(store, "searches/other/decisions").lookup(0, 0, 20) is None
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b'{"trial": "0-abc", "global',
-        b"[]",
-        b"null",
-        b"\xff\xfe",
-        b'{"trial": "0-abc", "global_step": 20}',
-        b'{"trial": "0-abc", "global_step": "soon", "decision": "STOP"}',
-        b'{"trial": "0-abc", "global_step": 20, "decision": "STAP"}',
-        b'{"trial": "0-abc", "global_step": 20, "decision": ["STOP"]}',
-    ],
-)
-def test_a_damaged_entry_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
+def test_exploits_and_suggestions_are_read_as_they_were_written(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    Journal(store, FOLDER).write("0-abc", 20, "STOP")
+    journal = Journal(store, FOLDER)
+    journal.write(CLONE)
+    journal.write_suggestion(7, {"transition.at_step": 40})
+    again = Journal(store, FOLDER)
+    assert again.lookup(3, 1, 60) == CLONE
+    assert again.suggestion(7) == {"transition.at_step": 40} and again.suggestion(6) is None
+    (exploit,) = again.exploits()
+    assert (exploit["trial"], exploit["source"], exploit["global_step"], exploit["source_step"]) == (3, 2, 60, 40)
+
+
+def test_a_later_decision_for_the_same_place_replaces_the_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    journal = Journal(store, FOLDER)
+    journal.write(Decision(0, 0, 20, "PAUSE"))
+    journal.write(Decision(0, 0, 20, "CONTINUE"))
+    found = Journal(store, FOLDER).lookup(0, 0, 20)
+    assert found is not None and found.decision == "CONTINUE"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"trial": 0, "glob', b"[]", b"null", b"\xff\xfe", None])
+def test_a_damaged_entry_is_one_line_and_decided_anew(content: bytes | None, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    Journal(store, FOLDER).write(STOP)
     (file,) = (tmp_path / FOLDER).iterdir()
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=r"must be a journal entry; delete it$") as error:
-        Journal(store, FOLDER)
-    assert str(error.value).startswith(f"{file}: ")
-    assert "\n" not in str(error.value)
+    file.write_bytes(file.read_bytes().replace(b"STOP", b"STAP") if content is None else content)
+    journal = Journal(store, FOLDER)
+    assert journal.lookup(0, 0, 20) is None
+    (notice,) = journal.notices
+    assert notice == f"{file}: is no whole journal entry; this is decided anew"
 
 
 def test_what_a_kill_leaves_is_ignored(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    Journal(store, FOLDER).write("0-abc", 20, "STOP")
-    (tmp_path / FOLDER / "0-abc-000000040.json.77.tmp").write_text('{"trial"')
-    assert Journal(store, FOLDER).lookup("0-abc", 20) == "STOP"
+    Journal(store, FOLDER).write(STOP)
+    (tmp_path / FOLDER / "00000-000-000000040.json.77.tmp").write_text('{"trial"')
+    journal = Journal(store, FOLDER)
+    assert journal.lookup(0, 0, 20) == STOP and not journal.notices

@@ -51,6 +51,7 @@ def trial(
                 "done": False,
             }
         )
+        log.asked[log.last["key"]] = 20 if first else 10
     return log
 
 
@@ -95,7 +96,7 @@ def recipe() -> Recipe:
 
 
 def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[bool, dict[str, Any]]:
-    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, 0.94, 12.5)
+    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, [], 0.94, 12.5)
     return succeeded, json.loads((folder / "searches/s/summary.json").read_text())
 
 
