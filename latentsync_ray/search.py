@@ -64,7 +64,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:
         print(f"warning: {warning}", flush=True)
-    folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
+    folder = search_folder(search, recipe, fingerprints)
     journal = Journal(store, f"{folder}/decisions")
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
@@ -115,14 +115,18 @@ def _end(
     return 0 if succeeded else 1
 
 
-def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
-    """Names what decides a search's results; where they are kept and on how many workers is left out."""
+def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
+    """Where a search's results are, below the store's root.
+
+    It names what decides the results; where they are kept and on how many workers is left out.
+    """
     asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
     for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials"):
         del asked[name]
     for name in ("data", "components"):
         del trained[name]
-    return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+    identity = digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+    return f"searches/{search.name}-{identity}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,76 @@
+"""Random small searches give the same numbers with sharing and without."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from latentsync_ray.configfiles import load_search
+from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.search import search_folder
+
+pytestmark = pytest.mark.slow
+
+RATES = st.lists(st.sampled_from([0.001, 0.01, 0.03, 0.1, 0.2]), min_size=1, max_size=2, unique=True)
+THRESHOLDS = st.lists(st.sampled_from([4, 8, 12, 16]), min_size=1, max_size=2, unique=True)
+SCHEDULERS = st.sampled_from(
+    [
+        {"name": "fifo"},
+        {"name": "asha", "grace_period": 4, "reduction_factor": 2},
+        {"name": "asha", "grace_period": 4, "reduction_factor": 2, "promote": True},
+        {"name": "asha", "grace_period": 8, "reduction_factor": 2, "time_attr": "global_step"},
+        {"name": "hyperband", "reduction_factor": 2},
+    ]
+)
+SPACES = st.fixed_dictionaries(
+    {
+        "transition.at_step": st.builds(lambda steps: {"grid": steps}, THRESHOLDS),
+        "second_stage.optimizer.lr": st.builds(lambda rates: {"grid": rates}, RATES),
+    },
+    optional={"first_stage.optimizer.lr": st.just({"grid": [0.01, 0.02]}), "seed": st.just({"choice": [3, 4]})},
+)
+
+
+@settings(
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(space=SPACES, scheduler=SCHEDULERS, num_groups=st.integers(1, 2), num_steps=st.sampled_from([8, 16]))
+def test_random_searches_do_not_depend_on_sharing(
+    cluster: None,
+    make_search: Any,
+    run_search: Any,
+    tmp_path: Any,
+    space: dict[str, Any],
+    scheduler: dict[str, Any],
+    num_groups: int,
+    num_steps: int,
+) -> None:
+    for store in ("shared", "alone"):
+        shutil.rmtree(tmp_path / store, ignore_errors=True)
+    file = make_search(param_space=space, trial_scheduler=scheduler, workers={"max_groups": num_groups})
+    arguments = [f"second_stage.num_steps={num_steps}"]
+    shared = run_search(file, *arguments, store="shared")
+    # An adaptive scheduler decides by the order of arrival: without sharing it is to follow the same journal.
+    search, recipe = load_search(file, [*arguments, "share=false", f"storage={tmp_path / 'alone'}"])
+    folder = tmp_path / "alone" / search_folder(search, *ready_inputs(recipe))
+    if (shared.folder / "decisions").exists():
+        shutil.copytree(shared.folder / "decisions", folder / "decisions")
+    alone = run_search(file, *arguments, "share=false", store="alone")
+    assert alone.folder == folder
+
+    def results(outcome: Any) -> list[dict[str, str]]:
+        return [{name: value for name, value in trial.items() if name != "key"} for trial in outcome.trials]
+
+    def weights(outcome: Any) -> list[str]:
+        return [outcome.records[trial["key"]]["weights_sha256"] for trial in outcome.trials]
+
+    assert results(shared) == results(alone)
+    assert weights(shared) == weights(alone)
+    assert shared.summary["steps_distinct"] <= alone.summary["steps_distinct"]
