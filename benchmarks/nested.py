@@ -46,19 +46,21 @@ def train_loop(config: dict[str, Any]) -> None:
             torch.device("cpu"),
         )
     )
-    transition, total_seconds = recipe.transition.at_step, 0.0
+    transition, total_seconds, switch_seconds = recipe.transition.at_step, 0.0, None
     ends = {"first_stage": transition, "second_stage": transition + recipe.second_stage.num_steps}
     start, state = 0, None
     for stage, end in ends.items():
         stage_config = getattr(recipe, stage)
         training.build(stage, stage_config, state, "first_stage")
         for step in range(start, end):
+            switch_seconds = switch_seconds or time.time() - config["started"]
             began = time.perf_counter()
             training.step(step, step - start)
             total_seconds += time.perf_counter() - began
             if (step + 1 - start) % stage_config.report_every_steps == 0:
                 metrics = training.validate()
-                ray.train.report({**metrics, "global_step": step + 1, "train_seconds": total_seconds})
+                took = {"train_seconds": total_seconds, "switch_seconds": switch_seconds}
+                ray.train.report({**metrics, "global_step": step + 1, **took})
         start, state = end, training.state()
 
 
@@ -66,7 +68,7 @@ def drive(config: dict[str, Any], recipe: Any, scratch: str) -> None:
     """One trial."""
     TorchTrainer(
         train_loop,
-        train_loop_config={"recipe": with_overrides(recipe, config)},
+        train_loop_config={"recipe": with_overrides(recipe, config), "started": time.time()},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name=ray.tune.get_context().get_trial_id(), storage_path=scratch, callbacks=[TuneReportCallback()]
@@ -102,6 +104,7 @@ def main() -> None:
                 "val/objective_terms": {n: v for n, v in result.metrics.items() if n.startswith("val/")},
                 "global_step": result.metrics["global_step"],
                 "train_seconds": result.metrics["train_seconds"],
+                "switch_seconds": result.metrics["switch_seconds"],
             }
             for result in results
         ]

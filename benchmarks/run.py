@@ -5,13 +5,19 @@ Other values of the search can be given, as for the search itself: `make bench A
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -22,10 +28,37 @@ SPACE = "search_spaces/transition.yaml"
 ARGUMENTS = ["trial_scheduler.name=fifo"]
 
 
-def run(*command: str) -> str:
-    """Runs a command of ours and gives what it printed."""
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout.strip()
+def run(*command: str) -> tuple[str, int]:
+    """Runs a command of ours. Gives what it printed, and how many processes it started in all."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    seen: set[tuple[int, float]] = set()
+    watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), seen))
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    assert process.returncode == 0, command
+    return output.strip(), len(seen)
+
+
+def _watch(process: psutil.Process, seen: set[tuple[int, float]]) -> None:
+    """Notes every process below another one until that ends; Ray's workers hang below the driver's raylet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            seen.update((child.pid, child.create_time()) for child in _alive(process))
+            time.sleep(0.2)
+
+
+def _alive(process: psutil.Process) -> Iterator[psutil.Process]:
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.create_time()
+            yield child
+
+
+def switch_seconds(storage: str) -> float:
+    """Mean time for which a worker group restored and built a trial's state before its first step."""
+    records = [json.loads(file.read_text()) for file in Path(storage).glob("segments/*/record.json")]
+    return mean(r["timings"]["restore_seconds"] for r in records if r["start_weights_sha256"] is not None)
 
 
 def main() -> None:
@@ -35,12 +68,14 @@ def main() -> None:
         # Clips are drawn and prepared before, so that neither side pays for it.
         _, recipe = load_search(SPACE, arguments)
         ready_inputs(recipe)
-        output = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *arguments)
+        output, our_processes = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *arguments)
         results = Path(output.splitlines()[-1].removeprefix("results: "))
         ours = json.loads((results / "summary.json").read_text())
         with (results / "trials.csv").open() as stream:
             rows = list(csv.DictReader(stream))
-    nested = json.loads(run("benchmarks/nested.py", SPACE, *arguments).splitlines()[-1])
+        our_switch = switch_seconds(storage)
+    output, nested_processes = run("benchmarks/nested.py", SPACE, *arguments)
+    nested = json.loads(output.splitlines()[-1])
 
     for trial in nested["trials"]:
         (row,) = [
@@ -56,6 +91,8 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, theirs, own in (
         ("wall clock, s", nested["wall_seconds"], ours["wall_seconds"]),
+        ("processes started", nested_processes, our_processes),
+        ("to a trial's first step, s", mean(t["switch_seconds"] for t in nested["trials"]), our_switch),
         ("steps trained", nested_steps, ours["steps_trained"]),
         ("seconds in training steps, all workers", nested_seconds, ours["train_seconds"]),
         (
@@ -64,7 +101,7 @@ def main() -> None:
             2 * ours["wall_seconds"] - ours["train_seconds"],
         ),
     ):
-        table.add_row(name, f"{theirs:.1f}", f"{own:.1f}", f"{own / theirs:.3f}")
+        table.add_row(name, f"{theirs:.2f}", f"{own:.2f}", f"{own / theirs:.3f}")
     Console(width=110).print(table)
     print(f"validation alone, ours: {ours['validate_seconds']:.1f} s")
     print(f"the final metrics of all {len(rows)} trials are equal, bit for bit")

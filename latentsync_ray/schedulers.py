@@ -21,17 +21,19 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.schedulers.pb2 import PB2
 
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.journal import Decision, Exploit, Journal
 from latentsync_ray.promotion import PromotingASHA
-from latentsync_ray.segment import digest
+from latentsync_ray.segment import Segment, digest
 from latentsync_ray.suggestions import domain
 from latentsync_ray.trial import POINTER, trial_number
 
+Hold = Callable[[str, str], None]
+"""Asks for the state of a segment to be kept for a trial: its id and the segment's key."""
 
-def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal) -> TrialScheduler:
+
+def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold: Hold) -> TrialScheduler:
     """The scheduler that a search asks for.
 
     FIFO decides nothing and HyperBand decides on whole cohorts, so both decide the same again by themselves; the
@@ -67,9 +69,10 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal) -> Tr
         if importlib.util.find_spec("sklearn") is None:
             raise UserError("trial_scheduler.name: pb2 needs scikit-learn, which is not installed; pip install it")
         bounds = {name: list(space["uniform"]) for name, space in search.param_space.items()}
-        return JournaledPB2(journal, search.sampling_seed, **population, hyperparam_bounds=bounds)
+        return _journaled_pb2()(journal, hold, search.sampling_seed, **population, hyperparam_bounds=bounds)
     return JournaledPBT(
         journal,
+        hold,
         search.sampling_seed,
         **population,
         resample_probability=settings.resample_probability,
@@ -155,9 +158,9 @@ class _JournaledExploits:
     is drawn from a generator seeded by the place at which it happens, not by what was drawn before.
     """
 
-    def __init__(self, journal: Journal, seed: int, **settings: Any):
+    def __init__(self, journal: Journal, hold: Hold, seed: int, **settings: Any):
         super().__init__(**settings)
-        self._journal, self._seed = journal, seed
+        self._journal, self._hold, self._seed = journal, hold, seed
         self._generations: Counter[int] = Counter()
         self._made: Exploit | None = None
 
@@ -191,6 +194,7 @@ class _JournaledExploits:
         if exploit is None:
             return str(TrialScheduler.CONTINUE)
         self._generations[known.trial] += 1
+        self._hold(trial.trial_id, exploit.key)
         tune_controller.pause_trial(trial, should_checkpoint=False)
         trial.set_config({**trial.config, **exploit.parameters})
         trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(
@@ -206,9 +210,11 @@ class _JournaledExploits:
         state: Any = self._trial_state[trial]  # type: ignore[attr-defined]
         source: Any = self._trial_state[trial_to_clone]  # type: ignore[attr-defined]
         pointer = _read_checkpoint(source.last_checkpoint)
+        key = Segment(**pointer["last"]).key
+        self._hold(trial.trial_id, key)  # the source may move on before the clone asks for what follows
         self._made = Exploit(
             source=trial_number(trial_to_clone.trial_id, trial_to_clone.config),
-            key=source.last_result["key"],
+            key=key,
             parameters={k: v.item() if isinstance(v, np.generic) else v for k, v in trial.config.items()},
             pointer=pointer,
             last_train_time=state.last_train_time,
@@ -220,8 +226,11 @@ class JournaledPBT(_JournaledExploits, PopulationBasedTraining):  # type: ignore
     """Population based training (Jaderberg et al. 2017), Ray Tune's, with a journal."""
 
 
-class JournaledPB2(_JournaledExploits, PB2):  # type: ignore[misc]
+def _journaled_pb2() -> Any:
     """Population based bandits (Parker-Holder et al. 2020), Ray Tune's, with a journal."""
+    from ray.tune.schedulers.pb2 import PB2  # scikit-learn takes seconds, and may not be there
+
+    return type("JournaledPB2", (_JournaledExploits, PB2), {})
 
 
 def _read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

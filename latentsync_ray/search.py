@@ -86,7 +86,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             _prefetch(engine, search, setup)
             try:
                 with LiveView(engine, log, search, recipe):
-                    _fit(_tuner(search, recipe, setup, journal, log, ray_files))
+                    _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
                 status = ray.get(engine.status.remote())
                 ray.get(engine.stop.remote())
             finally:
@@ -190,9 +190,19 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
 
 
 def _tuner(
-    search: SearchConfig, recipe: Recipe, setup: TrialSetup, journal: Journal, log: SearchLog, ray_files: str
+    search: SearchConfig,
+    recipe: Recipe,
+    engine: Any,
+    setup: TrialSetup,
+    journal: Journal,
+    log: SearchLog,
+    ray_files: str,
 ) -> tune.Tuner:
     """Ray Tune's own search over the space, with decisions journaled and progress logged."""
+
+    def hold(trial: str, key: str) -> None:
+        ray.get(engine.hold.remote(trial, key))
+
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
         param_space={name: domain(space) for name, space in search.param_space.items()},
@@ -201,7 +211,7 @@ def _tuner(
             mode=search.mode,
             num_samples=search.num_samples,
             search_alg=make_search_algorithm(search, journal),
-            scheduler=make_scheduler(search, recipe, journal),
+            scheduler=make_scheduler(search, recipe, journal, hold),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
