@@ -6,9 +6,6 @@ python -m latentsync_ray.export RESULTS unet.pt
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +13,7 @@ from latentsync_ray.cli import run_cli
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.triallog import read_trials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +58,8 @@ def trial_weights(results: Path, trial: int | None, stage: str | None) -> tuple[
     if not folder.is_dir() or folder.parent.name != "searches":
         raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
     store = Store(str(folder.parents[1]))
-    record = _record(store, folder.name, trial, stage)
     try:
+        record = _record(store, folder.name, trial, stage)
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:
         raise UserError(f"{error}; run the search again, it trains what is missing") from None
@@ -71,18 +69,17 @@ def trial_weights(results: Path, trial: int | None, stage: str | None) -> tuple[
 
 def _record(store: Store, search: str, trial: int | None, stage: str | None) -> dict[str, Any]:
     """The record of the last segment of a trial, or of a stage of it."""
-    table = store.read_bytes(f"searches/{search}/trials.csv")
-    text = store.read_bytes(f"searches/{search}/summary.json")
-    if table is None or text is None:
+    found = read_trials(store, f"searches/{search}")
+    if found is None:
         raise UserError(f"{search}: has no results yet; let the search end")
-    summary = json.loads(text)
+    trials, best = found
+    keys = {number: log.last["key"] for number, log in trials.items() if log.results}
     if trial is None:
-        if summary["best"] is None:
-            raise UserError(f"{search}: no trial of it has a result; name another search")
-        trial = summary["best"]["trial"]
-    keys = {int(row["trial"]): row["key"] for row in csv.DictReader(io.StringIO(table.decode()))}
-    if not keys.get(trial):
-        raise UserError(f"--trial: must be one of {', '.join(str(n) for n, key in keys.items() if key)}, got {trial}")
+        trial = best
+    if trial is None:
+        raise UserError(f"{search}: no trial of it has a result; name another search")
+    if trial not in keys:
+        raise UserError(f"--trial: must be one of {', '.join(str(number) for number in keys)}, got {trial}")
     record = store.read_record(keys[trial])
     while record is not None and stage is not None and record["segment"]["stage"] != stage:
         record = store.read_record(record["segment"]["parent"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from latentsync_ray.learn.syncnet import StableSyncNet
 from latentsync_ray.learn.training import Training
 from latentsync_ray.prepare import prepare
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, digest
-from latentsync_ray.store import Store
+from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.transition import should_transition
 
 MIN_SYNC_ACCURACY = 0.85
@@ -88,9 +87,13 @@ def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str])
     except UserError as error:
         return None, f"components.syncnet: its accuracy cannot be measured: {error}"
     file = f"syncnets/{digest([fingerprints['syncnet'], fingerprints['data'], num_frames, NUM_SYNC_WINDOWS])}.json"
-    known = store.read_bytes(file)
-    figures = _syncnet_figures(source, num_frames, windows) if known is None else json.loads(known)
-    if known is None:
+    try:
+        figures = store.read_json(file)
+    except DamagedEntryError as error:
+        print(f"{error}; it is measured again", flush=True)
+        figures = None
+    if figures is None:
+        figures = _syncnet_figures(source, num_frames, windows)
         store.write_json(file, figures)
     accuracy = float(figures["balanced_accuracy"])
     if accuracy >= MIN_SYNC_ACCURACY:

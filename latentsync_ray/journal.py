@@ -6,12 +6,10 @@ are in the store, and the decisions have to be there too.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latentsync_ray.segment import digest
-from latentsync_ray.store import Store
+from latentsync_ray.store import DamagedEntryError, Store
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,13 @@ class Journal:
     def _read(self, name: str) -> None:
         path = f"{self._folder}/{name}"
         try:
-            entry = json.loads(self._store.read_bytes(path) or b"")
-            if entry.pop("checksum") != digest(entry):
-                raise ValueError("checksum")
+            entry = self._store.read_json(path) or {}
             if "suggestion" in entry:
                 self._suggestions[entry["trial"]] = entry["suggestion"]
             else:
                 exploit = entry.pop("exploit")
                 self._keep(Decision(**entry, exploit=exploit and Exploit(**exploit)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (DamagedEntryError, KeyError, TypeError):
             self.notices.append(f"{self._store.root}/{path}: is no whole journal entry; this is decided anew")
 
     def _keep(self, decision: Decision) -> None:
@@ -119,4 +115,4 @@ class Journal:
         ]
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
-        self._store.write_json(f"{self._folder}/{name}.json", {**entry, "checksum": digest(entry)})
+        self._store.write_json(f"{self._folder}/{name}.json", entry)

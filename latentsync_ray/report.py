@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-import json
 import math
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from latentsync_ray.configfiles import recipe_files, with_overrides
 from latentsync_ray.picture import report_html
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 from latentsync_ray.trial import parameters, trial_number
-from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps
+from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps, read_trials, write_trials
 
 # What a trial reports itself; Ray Tune adds process ids, times and more.
 _REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "parent", "at_end")
@@ -65,14 +63,20 @@ class EventFile:
 
 
 class SearchLog(tune.Callback):  # type: ignore[misc]
-    """Follows the trials of a search and writes their TensorBoard logs."""
+    """Follows the trials of a search and writes their TensorBoard logs.
+
+    To an object store, which takes whole files only, a trial's log is brought when the trial has ended.
+    """
 
     def __init__(self, store: Store, folder: str):
         self.trials: dict[int, TrialLog] = {}
         self._store = store
-        self._folder = Path(store.root) / folder / "tensorboard"
+        self._folder = f"{folder}/tensorboard"
+        write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
         # A search that goes on reports everything again, so logs are written anew.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        store.remove_folder(self._folder)
+        self._scratch = None if store.is_local else tempfile.TemporaryDirectory(prefix="latentsync_ray-")
+        self._local = Path(self._scratch.name if self._scratch else f"{store.root}/{self._folder}")
         self._writers: dict[int, EventFile] = {}
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -103,7 +107,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         try:
             self._write_events(log.number, result)
         except OSError as error:
-            raise StorageError.at(str(self._folder), error) from error
+            raise StorageError.at(str(self._local), error) from error
 
     def _lineage(self, key: str) -> list[dict[str, Any]]:
         """The results from the first boundary to this one; a clone's begin with those of its source."""
@@ -118,6 +122,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         log = self.trials[_number(trial)]
         if log.status == "running":
             log.status = "finished" if log.last.get("at_end") else "stopped"
+        self._bring(log.number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
@@ -127,24 +132,34 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Completes the TensorBoard logs."""
-        for writer in self._writers.values():
+        for number, writer in self._writers.items():
             writer.close()
+            self._bring(number)
+
+    def _bring(self, number: int) -> None:
+        name = f"trial-{number:04d}"
+        if self._scratch is not None and number in self._writers:
+            self._store.upload(self._local / name, f"{self._folder}/{name}")
 
     def _write_events(self, number: int, result: dict[str, Any]) -> None:
         """Losses of every step, by stage, and validation metrics and picture of the boundary."""
         if number not in self._writers:
-            self._writers[number] = EventFile(self._folder / f"trial-{number:04d}")
+            self._writers[number] = EventFile(self._local / f"trial-{number:04d}")
         writer, stage, end = self._writers[number], result["stage"], result["global_step"]
         try:
-            record = self._store.read_record(result["key"])
+            record = self._store.read_record(result["key"]) or {}
         except DamagedEntryError as error:
             print(f"{error}; TensorBoard lacks its losses", flush=True)
-            record = None
-        steps = record["steps"] if record else []
+            record = {}
+        steps = record.get("steps", [])
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
-        preview = self._store.read_bytes(f"segments/{result['key']}/preview.png")
+        try:
+            preview = self._store.read_preview(record)
+        except DamagedEntryError as error:
+            print(f"{error}; TensorBoard lacks it", flush=True)
+            preview = None
         if preview is not None:
             writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end)
         for name, value in result.items():
@@ -169,16 +184,20 @@ def read_finished(store: Store, folder: str) -> dict[int, TrialLog] | None:
         store: Where the search is kept.
         folder: The search's folder below the store's root.
     """
-    text = store.read_bytes(f"{folder}/trials.json")
-    if text is None:
-        return None
     try:
-        trials = {log.number: log for log in (TrialLog(**values) for values in json.loads(text))}
+        found = read_trials(store, folder)
+    except DamagedEntryError as error:
+        print(f"{error}; the search runs again and finds what it can use", flush=True)
+        return None
+    if found is None:
+        return None
+    trials, _ = found
+    try:
         records = [store.read_record(trial.last["key"]) for trial in trials.values()]
-    except (ValueError, TypeError, KeyError, DamagedEntryError):
-        return None  # the search runs again and finds what it can use
+    except (KeyError, DamagedEntryError):
+        return None  # the search runs again, and says which it was
     ended = all(trial.status in ("finished", "stopped", "diverged") for trial in trials.values())
-    return trials if ended and trials and None not in records else None
+    return trials if ended and None not in records else None
 
 
 def write_report(
@@ -209,11 +228,10 @@ def write_report(
         Whether no trial has failed, and one at least has not diverged.
     """
     rows = [_row(search, trials[number]) for number in sorted(trials)]
-    plain = [dataclasses.asdict(trials[number]) for number in sorted(trials)]
-    store.write_bytes(f"{folder}/trials.json", json.dumps(plain).encode())
+    best = best_trial(search, trials)
+    write_trials(store, folder, trials, best, recipe.transition.min_step)
     store.write_bytes(f"{folder}/trials.csv", _csv(rows).encode())
 
-    best = best_trial(search, trials)
     if best is not None:
         for name, text in recipe_files(with_overrides(recipe, best.parameters)).items():
             store.write_bytes(f"{folder}/best/{name}", text.encode())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from latentsync_ray.config import SearchConfig
 from latentsync_ray.segment import SECOND_STAGE
+from latentsync_ray.store import TRIALS_FILE, Store
 
 
 @dataclass
@@ -58,3 +59,35 @@ def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | 
 def num_distinct_steps(trials: dict[int, TrialLog]) -> int:
     """Steps in the union of all that trials asked for."""
     return sum({key: steps for trial in trials.values() for key, steps in trial.asked.items()}.values())
+
+
+def write_trials(
+    store: Store, folder: str, trials: dict[int, TrialLog], best: TrialLog | None, keep_first_stage_from: int
+) -> None:
+    """Keeps what became of a search's trials. As long as there are none, the search has begun and not ended.
+
+    Args:
+        store: Where the search is kept.
+        folder: The search's folder below the store's root.
+        trials: By number.
+        best: The best of them, if any has a result.
+        keep_first_stage_from: Stage-one states from this global_step on are kept, since a branch may start there.
+    """
+    values = {
+        "best": best and best.number,
+        "keep_first_stage_from": keep_first_stage_from,
+        "trials": [asdict(trials[number]) for number in sorted(trials)],
+    }
+    store.write_json(f"{folder}/{TRIALS_FILE}", values)
+
+
+def read_trials(store: Store, folder: str) -> tuple[dict[int, TrialLog], int | None] | None:
+    """A search's trials by number, and the number of the best if any has a result; None if it has not ended.
+
+    Raises:
+        DamagedEntryError: The file is not what was written.
+    """
+    values = store.read_json(f"{folder}/{TRIALS_FILE}")
+    if values is None or not values["trials"]:
+        return None
+    return {trial["number"]: TrialLog(**trial) for trial in values["trials"]}, values["best"]

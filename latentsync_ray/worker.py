@@ -106,10 +106,9 @@ class _Worker:
         if self.rank != 0:
             return {}
         state, preview = training.state(), training.preview()
+        picture = io.BytesIO()
         if preview is not None:
-            picture = io.BytesIO()
             Image.fromarray(preview.numpy()).save(picture, "PNG")
-            self.store.write_bytes(f"segments/{segment.key}/preview.png", picture.getvalue())
         record = {
             "segment": segment.to_dict(),
             "metrics": metrics,
@@ -123,7 +122,7 @@ class _Worker:
                 "validate_seconds": validated - trained,
             },
         }
-        return self.store.publish(segment.key, record, state)
+        return self.store.publish(segment.key, record, state, picture.getvalue() or None)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> Training:
         """The training, at the end of the parent segment and ready for this one's stage and settings."""

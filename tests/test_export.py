@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from latentsync_ray.learn.interop import read_weights
 from latentsync_ray.learn.unet import UNet3DConditionModel
 from latentsync_ray.segment import next_segment
 from latentsync_ray.store import Store
+from latentsync_ray.triallog import TrialLog, write_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,8 +33,12 @@ def results(tmp_path: Path) -> Path:
         store.publish(segment.key, {"segment": segment.to_dict()}, {**state, "optimizer.x": torch.zeros(1)})
         keys.append(segment.key)
     folder = "searches/demo-1234"
-    store.write_bytes(f"{folder}/trials.csv", f"trial,key\n0,{keys[1]}\n1,{keys[0]}\n2,\n".encode())
-    store.write_json(f"{folder}/summary.json", {"best": {"trial": 0}})
+    trials = {
+        0: TrialLog(0, {}, [{"key": key} for key in keys], "finished"),
+        1: TrialLog(1, {}, [{"key": keys[0]}], "stopped"),
+        2: TrialLog(2, {}, status="failed"),
+    }
+    write_trials(store, folder, trials, trials[0], 0)
     return tmp_path / "store" / folder
 
 
@@ -79,4 +83,3 @@ def test_nothing_is_overwritten_and_a_lost_state_is_named(results: Path, tmp_pat
         state.unlink()
     with pytest.raises(UserError, match=r"state\.safetensors: is gone; run the search again"):
         main([str(results), str(tmp_path / "unet.pt")])
-    assert json.loads((results / "summary.json").read_text()) == {"best": {"trial": 0}}

@@ -15,6 +15,7 @@ from latentsync_ray.generate import main
 from latentsync_ray.learn.unet import UNet3DConditionModel
 from latentsync_ray.segment import next_segment
 from latentsync_ray.store import Store
+from latentsync_ray.triallog import TrialLog, write_trials
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,8 +31,8 @@ def results(tmp_path: Path) -> Path:
     unet = UNet3DConditionModel(**segment.config["model"])
     state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
     store.publish(segment.key, {"segment": segment.to_dict()}, state)
-    store.write_bytes(f"{folder}/trials.csv", f"trial,key\n0,{segment.key}\n".encode())
-    store.write_json(f"{folder}/summary.json", {"best": {"trial": 0}})
+    trial = TrialLog(0, {}, [{"key": segment.key}], "finished")
+    write_trials(store, folder, {0: trial}, trial, 0)
     for name, text in recipe_files(recipe).items():
         store.write_bytes(f"{folder}/best/{name}", text.encode())
     return tmp_path / "store" / folder

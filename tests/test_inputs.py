@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return load_recipe(DEMO, overrides | {"data.folder": str(tmp_path_factory.mktemp("data"))})
 
 
-def test_the_demos_syncnet_is_good_enough(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_demos_syncnet_is_good_enough(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(str(tmp_path))
     accuracy, warning = check_syncnet(store, *ready_inputs(recipe))
     assert accuracy is not None and accuracy > 0.85
@@ -31,10 +30,17 @@ def test_the_demos_syncnet_is_good_enough(recipe: Recipe, tmp_path: Path) -> Non
 
     # What was measured is not measured again.
     (file,) = tmp_path.glob("syncnets/*.json")
-    file.write_text(json.dumps({"balanced_accuracy": 0.849}))
-    accuracy, warning = check_syncnet(store, *ready_inputs(recipe))
-    assert accuracy == 0.849
+    store.write_json(f"syncnets/{file.name}", {"balanced_accuracy": 0.849})
+    poor, warning = check_syncnet(store, *ready_inputs(recipe))
+    assert poor == 0.849
     assert warning is not None and "is 84.9%" in warning
+
+    # Unless it is damaged.
+    file.write_text(file.read_text().replace("0.849", "0.949"))
+    assert check_syncnet(store, *ready_inputs(recipe)) == (accuracy, None)
+    assert capsys.readouterr().out == f"{file}: does not match its checksum; it is measured again\n"
+    assert check_syncnet(store, *ready_inputs(recipe)) == (accuracy, None)
+    assert capsys.readouterr().out == ""
 
 
 def test_an_untrained_syncnet_is_warned_of(recipe: Recipe, tmp_path: Path) -> None:

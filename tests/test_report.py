@@ -11,7 +11,7 @@ import torch
 
 from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import load_recipe, with_overrides
-from latentsync_ray.report import read_finished, write_report
+from latentsync_ray.report import SearchLog, read_finished, write_report
 from latentsync_ray.store import Store
 from latentsync_ray.triallog import TrialLog, best_trial
 
@@ -178,7 +178,9 @@ def test_a_search_succeeds_unless_all_of_it_diverges(
     assert not report(numbered(diverged), recipe, tmp_path)[0]
 
 
-def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(str(tmp_path))
     assert read_finished(store, "searches/s") is None
     trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5], "stopped"))
@@ -190,9 +192,15 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(recipe
 
     file = tmp_path / "searches/s/trials.json"
     whole = file.read_text()
-    for damaged in ("", whole[:-9], "[]", "{}", "[1]", whole.replace("results", "result")):
+    capsys.readouterr()
+    for damaged in ("", whole[:-9], "[]", "{}", "[1]", whole.replace("1.5", "1.6")):
         file.write_text(damaged)
         assert read_finished(store, "searches/s") is None
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{file}: ") and line.endswith("; the search runs again and finds what it can use")
+    file.write_text(whole)
+    SearchLog(store, "searches/s")  # it has begun anew
+    assert read_finished(store, "searches/s") is None
     file.write_text(whole)
     (tmp_path / "segments" / trials[1].last["key"] / "record.json").write_text("{")
     assert read_finished(store, "searches/s") is None

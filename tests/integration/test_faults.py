@@ -64,7 +64,7 @@ def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
     assert outcome.exit_status == 0
     assert [trial["status"] for trial in outcome.trials] == ["diverged", "finished"]
     assert outcome.trials[0]["global_step"] == "8"  # its last checkpoint, from which other settings may start
-    trial = json.loads((outcome.folder / "trials.json").read_text())[0]
+    trial = json.loads((outcome.folder / "trials.json").read_text())["trials"][0]
     assert trial["error"] == "second_stage from step 8 to 12: step 10: the recon loss is nan"
 
 

@@ -1,15 +1,19 @@
-"""Content-addressed records and states of segments, on any pyarrow filesystem.
+"""Content-addressed records and states of segments, on any pyarrow filesystem; a command looks after them.
+
+    python -m latentsync_ray.store STORAGE {list,lineage,verify,collect}
 
     <root>/segments/<key>/record.json          metrics, lineage, timings, checksums; kept for ever
     <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped
     <root>/segments/<key>/preview.png          what the model makes of a validation sample, if the training shows it
     <root>/segments/<key>/executions/*.json    one small file for each time that a worker began to train it
 
-The state is written first, the record last, each atomically: a record that exists is complete.
+The state is written first, the record last, each atomically: a record that exists is complete. Every file that is
+ever read again has a SHA-256: a state and a preview in their record, JSON in itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -27,8 +31,9 @@ from latentsync_ray.segment import digest
 if TYPE_CHECKING:
     import torch
 
+TRIALS_FILE = "trials.json"
+"""In a search's folder: what became of its trials."""
 _FORMAT = 1
-_CHUNK_BYTES = 1 << 20
 
 
 class DamagedEntryError(Exception):
@@ -65,7 +70,8 @@ class Store:
                 self._filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
             else:
                 self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), self.uri
-            self._is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+            self.is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+            """Whether its files are files of this system, to be written bit by bit."""
             self._check_place()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -79,29 +85,63 @@ class Store:
         Raises:
             DamagedEntryError: The record is not what was written.
         """
-        text = self.read_bytes(f"segments/{key}/record.json")
-        if text is None:
-            return None
-        try:
-            record = json.loads(text)
-            checksum = record.pop("checksum")
-            intact = checksum == digest(record) and record["key"] == key and record["format"] == _FORMAT
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: is no whole record") from None
-        if not intact:
-            raise DamagedEntryError(f"{self.root}/segments/{key}/record.json: does not match its checksum")
-        assert isinstance(record, dict)
+        name = f"segments/{key}/record.json"
+        record = self.read_json(name)
+        if record is not None and (record.get("key"), record.get("format")) != (key, _FORMAT):
+            raise DamagedEntryError(f"{self.root}/{name}: is not the record of this segment")
         return record
 
-    def publish(self, key: str, record: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Writes a segment's state, then its record. Returns the record as stored.
+    def publish(
+        self, key: str, record: Mapping[str, Any], state: Mapping[str, torch.Tensor], preview: bytes | None = None
+    ) -> dict[str, Any]:
+        """Writes a segment's preview (a PNG) and state, then its record. Returns the record as stored.
 
         Raises:
             StorageError: There is no room, or the place is gone; then nothing has changed.
         """
-        stored = {"format": _FORMAT, "key": key, **record, "state": self._write_state(key, state)}
-        self._write_record(key, stored)
+        preview_sha256 = None
+        if preview is not None:
+            self.write_bytes(f"segments/{key}/preview.png", preview)
+            preview_sha256 = hashlib.sha256(preview).hexdigest()
+        entries = {"preview_sha256": preview_sha256, "state": self._write_state(key, state)}
+        stored = {"format": _FORMAT, "key": key, **record, **entries}
+        self.write_json(f"segments/{key}/record.json", stored)
         return stored
+
+    def read_preview(self, record: Mapping[str, Any]) -> bytes | None:
+        """The picture of a segment, a PNG, or None if its training shows none.
+
+        Raises:
+            DamagedEntryError: The file is gone or is not what was written.
+        """
+        if record.get("preview_sha256") is None:
+            return None
+        name = f"segments/{record['key']}/preview.png"
+        content = self.read_bytes(name)
+        if content is None:
+            raise DamagedEntryError(f"{self.root}/{name}: is gone")
+        if hashlib.sha256(content).hexdigest() != record["preview_sha256"]:
+            raise DamagedEntryError(f"{self.root}/{name}: does not match its checksum")
+        return content
+
+    def check_state(self, key: str, state: Mapping[str, Any]) -> None:
+        """Reads a stored state through, without keeping it.
+
+        Args:
+            key: The segment.
+            state: The entry `state` of its record.
+
+        Raises:
+            DamagedEntryError: The file is gone or is not what was written.
+        """
+        path = f"{self.root}/segments/{key}/state.safetensors"
+        try:
+            with self._filesystem.open_input_stream(path) as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise DamagedEntryError(f"{path}: is gone") from None
+        if sha256 != state["sha256"]:
+            raise DamagedEntryError(f"{path}: does not match its checksum")
 
     def read_state(self, key: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors of a stored state, on the CPU.
@@ -121,7 +161,7 @@ class Store:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(path)
             try:
-                if not self._is_local:
+                if not self.is_local:
                     file = Path(scratch) / "state.safetensors"
                     pyarrow.fs.copy_files(path, str(file), source_filesystem=self._filesystem)
                 if _file_sha256(file) != state["sha256"]:
@@ -138,10 +178,9 @@ class Store:
         record = self.read_record(key)
         if record is None or record["state"]["status"] == "dropped":
             return
-        self._write_record(key, {**record, "state": {**record["state"], "status": "dropped"}})
-        path = f"{self.root}/segments/{key}/state.safetensors"
-        if self._filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
-            self._filesystem.delete_file(path)
+        dropped = {**record, "state": {**record["state"], "status": "dropped"}}
+        self.write_json(f"segments/{key}/record.json", dropped)
+        self.remove(f"segments/{key}/state.safetensors")
 
     def log_execution(self, key: str, entry: Mapping[str, Any]) -> None:
         """Notes that a worker begins to train a segment."""
@@ -149,12 +188,18 @@ class Store:
 
     def executions(self) -> list[str]:
         """Keys of all segments that workers began to train, once for each time, sorted."""
-        files = self._segment_files()
-        return sorted(file.parts[-3] for file in files if file.parts[-2] == "executions" and file.suffix == ".json")
+        places = (name.split("/") for name in self.files("segments") if name.endswith(".json"))
+        return sorted(place[1] for place in places if place[2] == "executions")
 
     def keys(self) -> list[str]:
         """Keys of all segments with a record, sorted."""
-        return sorted(file.parts[-2] for file in self._segment_files() if file.name == "record.json")
+        return sorted(name.split("/")[1] for name in self.files("segments") if name.endswith("/record.json"))
+
+    def files(self, folder: str) -> dict[str, int]:
+        """Bytes of all files in a folder below the store's root, however deep, by their names from the root."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=True)
+        infos = self._filesystem.get_file_info(selector)
+        return {folder + info.path.partition(f"{self.root}/{folder}")[2]: info.size for info in infos if info.is_file}
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file below the store's root, or None if there is none."""
@@ -175,7 +220,7 @@ class Store:
         path = f"{self.root}/{name}"
         try:
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-            if not self._is_local:  # an object store shows an upload only when it is complete
+            if not self.is_local:  # an object store shows an upload only when it is complete
                 with self._filesystem.open_output_stream(path) as stream:
                     stream.write(content)
                 return
@@ -188,14 +233,61 @@ class Store:
         except OSError as error:
             raise StorageError.at(path, error) from None
 
-    def write_json(self, name: str, values: Any) -> None:
-        """Writes plain values as JSON, atomically."""
-        self.write_bytes(name, (json.dumps(values, allow_nan=False, indent=1) + "\n").encode())
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What `write_json` has written, or None if there is no such file.
+
+        Raises:
+            DamagedEntryError: The file is not what was written.
+        """
+        text = self.read_bytes(name)
+        if text is None:
+            return None
+        try:
+            values = json.loads(text)
+            intact = values.pop("checksum") == digest(values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedEntryError(f"{self.root}/{name}: is no whole file") from None
+        if not intact:
+            raise DamagedEntryError(f"{self.root}/{name}: does not match its checksum")
+        assert isinstance(values, dict)
+        return values
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes plain values as JSON with their checksum, atomically."""
+        sealed = {**values, "checksum": digest(values)}
+        self.write_bytes(name, (json.dumps(sealed, allow_nan=False, indent=1) + "\n").encode())
 
     def list_files(self, folder: str) -> list[str]:
         """Names of the files directly in a folder below the store's root, sorted."""
         selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
         return sorted(info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file)
+
+    def list_folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder below the store's root, sorted."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
+        infos = self._filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+
+    def remove(self, name: str) -> None:
+        """Deletes a file below the store's root, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(f"{self.root}/{name}")
+
+    def remove_folder(self, name: str) -> None:
+        """Deletes a folder below the store's root, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_dir(f"{self.root}/{name}")
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copies a folder of this system below the store's root.
+
+        Raises:
+            StorageError: There is no room, or the place is gone.
+        """
+        try:
+            pyarrow.fs.copy_files(str(local), f"{self.root}/{name}", destination_filesystem=self._filesystem)
+        except OSError as error:
+            raise StorageError.at(f"{self.root}/{name}", error) from None
 
     def _check_place(self) -> None:
         """Fails unless the root is a folder that can be written, or could be made; leaves no trace.
@@ -207,16 +299,9 @@ class Store:
             raise ValueError("it names no folder")
         if self._filesystem.get_file_info(self.root).type == pyarrow.fs.FileType.File:
             raise NotADirectoryError("it is a file")
-        if self._is_local:
+        if self.is_local:
             existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
             tempfile.TemporaryFile(dir=existing).close()
-
-    def _segment_files(self) -> list[Path]:
-        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", allow_not_found=True, recursive=True)
-        return [Path(info.path) for info in self._filesystem.get_file_info(selector) if info.is_file]
-
-    def _write_record(self, key: str, record: Mapping[str, Any]) -> None:
-        self.write_json(f"segments/{key}/record.json", {**record, "checksum": digest(record)})
 
     def _write_state(self, key: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         from safetensors.torch import save_file
@@ -225,11 +310,11 @@ class Store:
         try:
             self._filesystem.create_dir(folder, recursive=True)
             with tempfile.TemporaryDirectory() as scratch:
-                file = Path(folder if self._is_local else scratch) / f"state.{uuid.uuid4().hex}.tmp"
+                file = Path(folder if self.is_local else scratch) / f"state.{uuid.uuid4().hex}.tmp"
                 try:
                     save_file(dict(state), file)
                     entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
-                    if self._is_local:
+                    if self.is_local:
                         file.replace(f"{folder}/state.safetensors")
                     else:
                         pyarrow.fs.copy_files(
@@ -256,8 +341,5 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _file_sha256(file: Path) -> str:
-    hasher = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

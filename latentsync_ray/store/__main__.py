@@ -1,0 +1,110 @@
+"""Looks after a store: what it holds, a segment's lineage, whether all is whole, what can go.
+
+python -m latentsync_ray.store STORAGE list [--metric val/sync]
+python -m latentsync_ray.store STORAGE lineage KEY          # the beginning of a key is enough
+python -m latentsync_ray.store STORAGE verify               # exit status 1 if something is damaged; changes nothing
+python -m latentsync_ray.store STORAGE collect [--keep-best] [--drop]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from latentsync_ray.cli import run_cli
+from latentsync_ray.config import UserError
+from latentsync_ray.store import Store
+from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
+
+_KEY_LENGTH = 12
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line and does what it says. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m latentsync_ray.store", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("storage", help="the folder or URI that searches were given")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shows = [
+        commands.add_parser("list", help="all segments"),
+        commands.add_parser("lineage", help="a segment's past"),
+    ]
+    shows[1].add_argument("key", help="a segment's key, or its beginning")
+    for show in shows:
+        show.add_argument("--metric", default="val/recon", help="validation metric to show (%(default)s)")
+    commands.add_parser("verify", help="read everything and compare checksums")
+    collect = commands.add_parser("collect", help="states that no search refers to; records are kept")
+    collect.add_argument("--keep-best", action="store_true", help="of each search only its best trial's states")
+    collect.add_argument("--drop", action="store_true", help="delete them; without it they are only shown")
+    options = parser.parse_args(arguments)
+
+    store, console = Store(options.storage), Console(soft_wrap=True)
+    if not store.files("segments"):
+        raise UserError(f"{options.storage}: must be the storage of a search, holds no segments; correct it")
+    if options.command == "verify":
+        return _verify(store, console)
+    records = whole_records(store)
+    if len(records) < len(store.keys()):
+        console.print("records that are damaged are left out: verify names them")
+    if options.command == "collect":
+        return _collect(store, console, records, options.keep_best, options.drop)
+    keys = list(records) if options.command == "list" else lineage(records, options.key)
+    console.print(_table(records, keys, options.metric))
+    if options.command == "lineage":
+        console.print(f"root {records[keys[0]]['segment']['parent']}")
+        console.print(f"key  {keys[-1]}")
+    return 0
+
+
+def _table(records: dict[str, dict[str, Any]], keys: list[str], metric: str) -> Table:
+    table = Table("key", "stage", "steps", "state", "bytes", metric)
+    for key in keys:
+        segment, state = records[key]["segment"], records[key]["state"]
+        value = records[key]["metrics"].get(metric)
+        steps = f"{segment['start_step']}-{segment['end_step']}"
+        num_bytes = f"{state['bytes']:,}" if state["status"] == "kept" else ""
+        number = "" if value is None else f"{value:.5g}"
+        table.add_row(key[:_KEY_LENGTH], segment["stage"], steps, state["status"], num_bytes, number)
+    kept = [record["state"]["bytes"] for record in records.values() if record["state"]["status"] == "kept"]
+    table.caption = f"{len(records)} segments, {len(kept)} states of {sum(kept):,} bytes"
+    return table
+
+
+def _verify(store: Store, console: Console) -> int:
+    num_damaged = 0
+    for line in damages(store):
+        console.print(line, markup=False, highlight=False)
+        num_damaged += 1
+    if num_damaged:
+        console.print(
+            f"{num_damaged} files are damaged; what a search needs of them it trains again", highlight=False
+        )
+        return 1
+    console.print("all is whole")
+    return 0
+
+
+def _collect(store: Store, console: Console, records: dict[str, dict[str, Any]], keep_best: bool, drop: bool) -> int:
+    unneeded = unneeded_states(records, needed_states(store, keep_best))
+    left = leftovers(store, records)
+    if unneeded:
+        console.print(_table({key: records[key] for key in unneeded}, unneeded, "val/recon"))
+    for name in left:
+        console.print(f"{name}: left by a writer that was killed", highlight=False)
+    num_bytes = sum(records[key]["state"]["bytes"] for key in unneeded) + sum(left.values())
+    if drop:
+        for key in unneeded:
+            store.drop_state(key)
+        for name in left:
+            store.remove(name)
+    verb = "dropped" if drop else "can go (--drop deletes them)"
+    console.print(f"{len(unneeded)} states and {len(left)} leftovers of {num_bytes:,} bytes {verb}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

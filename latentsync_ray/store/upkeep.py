@@ -1,0 +1,138 @@
+"""What a store holds, whether it is whole, and which states nobody needs any more.
+
+A state is needed if a search in the store refers to it: as the last of one of its trials, or as a stage-one boundary
+from which a trial may branch (at `transition.min_step` or after). So deleting a search's folder lets go of its
+states. What a search that has not ended refers to is not known: as long as there is one, running or interrupted,
+every state is needed. A search says that it has begun before it looks for its first segment, and says what it refers
+to when it ends (`trials.json`). Records are kept for ever; a dropped state that is asked for again is trained again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from latentsync_ray.config import UserError
+from latentsync_ray.segment import FIRST_STAGE
+from latentsync_ray.store import TRIALS_FILE, DamagedEntryError, Store
+
+STATE_FILE = "state.safetensors"
+
+
+def whole_records(store: Store) -> dict[str, dict[str, Any]]:
+    """All records that are what was written, by key; from step 0 on."""
+    records = {}
+    for name in store.files("segments"):
+        key = name.split("/")[1]
+        with contextlib.suppress(DamagedEntryError):
+            if name.endswith("/record.json") and (record := store.read_record(key)) is not None:
+                records[key] = record
+
+    def place(key: str) -> tuple[str, int, str]:
+        segment = records[key]["segment"]
+        return segment["stage"], segment["end_step"], key
+
+    return {key: records[key] for key in sorted(records, key=place)}
+
+
+def lineage(records: dict[str, dict[str, Any]], prefix: str) -> list[str]:
+    """Keys from the first segment to the one whose key begins so.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    found = [key for key in records if key.startswith(prefix)]
+    if len(found) != 1:
+        rule = (
+            f"{len(found)} segments begin so; give more of it" if found else "no segment begins so; list shows them"
+        )
+        raise UserError(f"KEY: must name one segment, got {prefix}: {rule}")
+    keys = found
+    while (parent := records[keys[0]]["segment"]["parent"]) in records:
+        keys = [parent, *keys]
+    return keys
+
+
+def damages(store: Store) -> Iterator[str]:
+    """A line for every stored file that is not what was written, or that its record promises and is gone."""
+    for folder in ("segments", "searches", "syncnets"):
+        for name in store.files(folder):
+            if name.endswith("/record.json"):
+                yield from _damage(store.read_record, name.split("/")[1])
+            elif name.endswith(".json") and "/ray/" not in name:  # Ray's own files have no checksum
+                yield from _damage(store.read_json, name)
+    for key, record in whole_records(store).items():
+        yield from _damage(store.read_preview, record)
+        if record["state"]["status"] == "kept":
+            yield from _damage(_check_state, store, key, record)
+
+
+def _damage(check: Callable[..., object], *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except DamagedEntryError as error:
+        return [str(error)]
+    return []
+
+
+def _check_state(store: Store, key: str, record: dict[str, Any]) -> None:
+    try:
+        store.check_state(key, record["state"])
+    except DamagedEntryError:
+        if store.read_record(key) == record:  # a search that runs may have dropped or replaced it meanwhile
+            raise
+
+
+def needed_states(store: Store, keep_best: bool) -> set[str]:
+    """Keys of the states that searches refer to.
+
+    Args:
+        store: With the searches.
+        keep_best: Of each search only its best trial's: at its end, and where it left stage one.
+
+    Raises:
+        UserError: A search has not ended.
+    """
+    needed: set[str] = set()
+    for search in store.list_folders("searches"):
+        place = f"{store.root}/searches/{search}"
+        try:
+            values = store.read_json(f"searches/{search}/{TRIALS_FILE}")
+        except DamagedEntryError as error:
+            raise UserError(
+                f"{error}, so any state may be needed; run its command again, or delete {place}"
+            ) from None
+        if values is None or not values["trials"]:
+            raise UserError(
+                f"{place}: has not ended, so any state may be needed; let it end (after a stop by its command "
+                "again), or delete the folder"
+            )
+        for trial in values["trials"]:
+            results = trial["results"]
+            boundaries = [result for result in results if result["stage"] == FIRST_STAGE]
+            if keep_best:
+                kept = boundaries[-1:] + results[-1:] if trial["number"] == values["best"] else []
+            else:
+                branches = [b for b in boundaries if b["global_step"] >= values["keep_first_stage_from"]]
+                kept = branches + results[-1:]
+            needed |= {result["key"] for result in kept}
+    return needed
+
+
+def unneeded_states(records: dict[str, dict[str, Any]], needed: set[str]) -> list[str]:
+    """Keys of kept states that are not needed."""
+    return [key for key, record in records.items() if record["state"]["status"] == "kept" and key not in needed]
+
+
+def leftovers(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Bytes of what killed writers have left, by name: half-written files, and states that no record promises."""
+    files = store.files("segments")
+    left = {}
+    for name, num_bytes in files.items():
+        _, key, file = name.split("/", 2)
+        damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises
+        promised = key in records and records[key]["state"]["status"] == "kept"
+        if name.endswith(".tmp") or (file == STATE_FILE and not promised and not damaged):
+            left[name] = num_bytes
+    return left
