@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
-import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
-# Ray reads these when it is imported: progress, results and Ctrl-C are handled here.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # every segment is stored: nothing to save in haste
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# glibc would give memory back to the system after every step and fetch it again: a quarter of a small model's time.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "4000000000")
-os.environ.setdefault("MALLOC_TOP_PAD_", "67108864")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial reports none
+from latentsync_ray.cluster import check_resources, cluster  # sets what Ray reads when it is imported
 
+# isort: split
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -71,7 +57,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
         print("this search is finished: nothing to train", flush=True)
         return _end(store, folder, search, recipe, finished, NOTHING_DONE, accuracy, started)
     with cluster() as dashboard:
-        _check_resources(search, recipe)
+        check_resources(search, recipe)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
         print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
@@ -117,35 +103,6 @@ def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]
     for name in ("data", "components"):
         del trained[name]
     return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """Joins the cluster that there is, or starts one on this machine. Gives the dashboard's address."""
-    connected_before = ray.is_initialized()
-    context = ray.init(
-        include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
-    )
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
-    finally:
-        if not connected_before:
-            ray.shutdown()
-
-
-def _check_resources(search: SearchConfig, recipe: Recipe) -> None:
-    """On one machine, a group that can never be placed is refused; a cluster of several may still grow."""
-    if len(ray.nodes()) > 1:
-        return
-    workers, have = search.workers, ray.cluster_resources()
-    for stage in (recipe.first_stage, recipe.second_stage):
-        need = {"CPU": stage.num_workers * workers.num_cpus, "GPU": stage.num_workers * workers.use_gpu}
-        for resource, amount in need.items():
-            if amount > have.get(resource, 0):
-                raise UserError(
-                    f"workers: a group of {stage.num_workers} needs {amount:g} {resource}, this machine has "
-                    f"{have.get(resource, 0):g}; lower num_workers or workers.num_cpus, or join a cluster"
-                )
 
 
 def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str) -> EngineSetup:

@@ -197,6 +197,12 @@ class Store:
         selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
         return sorted(info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file)
 
+    def list_folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder below the store's root, sorted."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
+        infos = self._filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+
     def _check_place(self) -> None:
         """Fails unless the root is a folder that can be written, or could be made; leaves no trace.
 
