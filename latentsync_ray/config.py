@@ -440,6 +440,29 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What a search may spend; null sets no limit.
+
+    At a limit segments in flight are finished and nothing new is begun. The same command with a higher limit goes on
+    from there, so a budget is no part of what tells searches apart.
+    """
+
+    gpu_hours: float | None = None
+    """Hours that worker processes are held, one GPU each (on CPUs too), over all calls of the search."""
+    wall_hours: float | None = None
+    """Hours by the clock that the search has run, over all of its calls."""
+    storage_gb: float | None = None
+    """Gigabytes (10^9 bytes) of states below `storage`, those of all searches that use it together."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("gpu_hours", "wall_hours", "storage_gb"):
+            limit = getattr(self, name)
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                yield name, "must be finite and above 0", "null sets no limit"
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What a search explores, how it decides, and where it keeps what it trained."""
 
@@ -464,6 +487,8 @@ class SearchConfig:
     """Which trials go on."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """Where segments are trained."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Where the search stops before its end, to be continued."""
     max_concurrent_trials: int = 16
     """Trials alive at once; each is a process of about 200 MB that only decides."""
     storage: str = "results"

@@ -237,6 +237,19 @@ class Dispatcher:
         idle = (g.name for g in self.groups.values() if g.order is None and g.num_workers not in wanted)
         return next(idle, None)
 
+    def spare_states(self, live: Iterable[str], num_trials: int) -> list[str]:
+        """Keys of stage-one states that are kept for branches which no trial can begin any more.
+
+        Args:
+            live: Trials that go on.
+            num_trials: How many there will be in all.
+        """
+        places = [self.done[self.positions[trial]].stage for trial in live if trial in self.positions]
+        if len(self.positions) < num_trials or FIRST_STAGE in places:
+            return []
+        needed = {*self.positions.values(), *(order.segment.parent for order in self.orders.values())}
+        return sorted(k for k in self.kept - needed if k in self.done and self.done[k].stage == FIRST_STAGE)
+
     def _unneeded(self, key: str) -> bool:
         segment = self.done.get(key)
         if segment is None or key not in self.kept:

@@ -69,6 +69,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, store: Store, folder: str):
         self.trials: dict[int, TrialLog] = {}
+        self.stopped_by: str | None = None
+        """The budget that ends the search, once all in flight is finished."""
         self._store = store
         self._folder = Path(store.root) / folder / "tensorboard"
         # A search that goes on reports everything again, so logs are written anew.
@@ -136,7 +138,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         writer.flush()
 
 
-NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": []}
+NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": [], "stopped_by": None}
 """The engine's words on a run that needed no engine."""
 
 
@@ -203,11 +205,14 @@ def write_report(
         "best": best and _row(search, best),
         "trials": len(trials),
         "trials_by_status": {
-            s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "diverged", "failed")
+            s: sum(t.status == s for t in trials.values())
+            for s in ("finished", "stopped", "diverged", "failed", "unfinished")
         },
         "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
+        "steps_unfinished": sum(_steps_left(recipe, t) for t in trials.values() if t.status == "unfinished"),
+        "stopped_by": status["stopped_by"],
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
         "gpu_seconds": status["worker_seconds"],
         "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
@@ -229,7 +234,21 @@ def write_report(
         f"(factor {summary['sharing_factor']:.2f})"
     )
     by_status: dict[str, int] = summary["trials_by_status"]
+    if by_status["unfinished"]:
+        print(
+            f"stopped by {status['stopped_by']}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
+            f"at most {summary['steps_unfinished']} steps; raise it and run the same command again to go on"
+        )
     return by_status["failed"] == 0 and by_status["diverged"] < len(trials)
+
+
+def _steps_left(recipe: Recipe, trial: TrialLog) -> int:
+    """Steps to the end of a trial, at most: a transition may come sooner, and other trials may share them."""
+    own, last = with_overrides(recipe, trial.parameters), trial.last
+    transition = own.transition.max_step if own.transition.at_step is None else own.transition.at_step
+    if trial.transition_step is not None:
+        transition = trial.transition_step
+    return transition + own.second_stage.num_steps - int(last.get("global_step", 0))
 
 
 def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from latentsync_ray.budget import exceeded, read_spent
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import check_syncnet, ready_inputs
@@ -27,9 +28,11 @@ from latentsync_ray.report import NOTHING_DONE, SearchLog, read_finished, write_
 from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
-from latentsync_ray.triallog import TrialLog
+from latentsync_ray.triallog import TrialLog, leave_unfinished, num_trials
 from latentsync_ray.worker import environment
 
+UNFINISHED = 3
+"""Exit status of a search that a budget has stopped before its end."""
 MAX_TRIAL_RESTARTS = 3
 """How often a trial whose process was lost begins again; it finds what it had in the store."""
 
@@ -38,7 +41,7 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     """Runs a search, or goes on with it, and writes its results.
 
     Returns:
-        0, or 1 if trials failed or all diverged.
+        0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -56,6 +59,12 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     if finished is not None:
         print("this search is finished: nothing to train", flush=True)
         return _end(store, folder, search, recipe, finished, NOTHING_DONE, accuracy, started)
+    stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
+    used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
+    if used_up is not None:
+        print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
+        print(f"results: {store.root}/{folder}", flush=True)
+        return UNFINISHED
     with cluster() as dashboard:
         check_resources(search, recipe)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
@@ -64,13 +73,15 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
             ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
             engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
-            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files))
+            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files, folder))
             extra = {"environment": environment()} if search.environment == "strict" else {}
             setup = TrialSetup(engine_name, recipe, fingerprints, extra, search.share)
             _prefetch(engine, search, setup)
             try:
                 with LiveView(engine, log, search, recipe):
                     _fit(_tuner(search, recipe, setup, journal, log, ray_files))
+                if log.stopped_by is not None:
+                    leave_unfinished(search, log.trials)
                 status = ray.get(engine.status.remote())
                 ray.get(engine.stop.remote())
             finally:
@@ -92,20 +103,22 @@ def _end(
     """Writes the report and says where it is. Returns the exit status."""
     succeeded = write_report(store, folder, search, recipe, trials, status, accuracy, time.monotonic() - started)
     print(f"results: {store.root}/{folder}", flush=True)
+    if any(trial.status == "unfinished" for trial in trials.values()):
+        return UNFINISHED
     return 0 if succeeded else 1
 
 
 def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
     """Names what decides a search's results; where they are kept and on how many workers is left out."""
     asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
-    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials"):
+    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget"):
         del asked[name]
     for name in ("data", "components"):
         del trained[name]
     return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
 
 
-def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str) -> EngineSetup:
+def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str, folder: str) -> EngineSetup:
     worker = WorkerSetup(
         engine=name,
         storage=Store(search.storage).uri,
@@ -116,7 +129,8 @@ def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: st
         seed=recipe.seed,
         training=recipe.training,
     )
-    return EngineSetup(search.workers, worker, recipe.transition.min_step, ray_files)
+    keep_from = recipe.transition.min_step
+    return EngineSetup(search.workers, worker, keep_from, ray_files, folder, search.budget, num_trials(search))
 
 
 def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
@@ -159,6 +173,7 @@ def _tuner(
             name="tune",
             storage_path=ray_files,
             callbacks=[log],
+            stop=BudgetStopper(log, setup.engine),
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
             verbose=0,
         ),
@@ -180,6 +195,28 @@ def _fit(tuner: tune.Tuner) -> None:
         if cause is None:
             raise
         raise cause from None
+
+
+class BudgetStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the search at a budget, once all in flight is finished.
+
+    Ray Tune then ends all trials, paused ones too, and asks neither scheduler nor searcher about it, so that nothing
+    is decided that an undisturbed search would decide otherwise.
+    """
+
+    def __init__(self, log: SearchLog, engine: str):
+        self._log, self._engine = log, engine
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search ends; trials that wait for the engine are let go."""
+        if self._log.stopped_by is None:
+            return False
+        ray.get_actor(self._engine).release.remote()
+        return True
 
 
 def _trial_scheduler(search: SearchConfig, recipe: Recipe) -> TrialScheduler:

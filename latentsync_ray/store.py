@@ -156,6 +156,12 @@ class Store:
         """Keys of all segments with a record, sorted."""
         return sorted(file.parts[-2] for file in self._segment_files() if file.name == "record.json")
 
+    def state_bytes(self) -> int:
+        """Size of all stored states together; what else is stored is small."""
+        selector = pyarrow.fs.FileSelector(f"{self.root}/segments", allow_not_found=True, recursive=True)
+        infos = self._filesystem.get_file_info(selector)
+        return sum(info.size for info in infos if info.base_name == "state.safetensors")
+
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file below the store's root, or None if there is none."""
         try:

@@ -63,6 +63,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
+        if "unfinished" in answer:  # the search ends here, so nobody reads it
+            return {**place, "unfinished": answer["unfinished"], "done": True}
         if "error" in answer:
             # An exception would have Ray Tune begin the trial again, to meet the same error.
             return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}

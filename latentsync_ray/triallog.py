@@ -18,7 +18,7 @@ class TrialLog:
     results: list[dict[str, Any]] = field(default_factory=list)
     """What it reported at each boundary, oldest first."""
     status: str = "running"
-    """running, finished (ran to its end), stopped (by the scheduler), diverged or failed."""
+    """running, finished (ran to its end), stopped (by the scheduler), diverged, failed, unfinished (at a budget)."""
     error: str = ""
 
     @property
@@ -37,6 +37,23 @@ class TrialLog:
         """Steps that it did not have to wait for as the only one: found, or trained for another trial too."""
         steps = [0, *(result["global_step"] for result in self.results)]
         return sum(b - a for a, b, result in zip(steps, steps[1:], self.results, strict=False) if result["cached"])
+
+
+def num_trials(search: SearchConfig) -> int:
+    """How many trials the search has in all."""
+    total = search.num_samples
+    for space in search.param_space.values():
+        total *= len(space["grid"]) if "grid" in space else 1
+    return total
+
+
+def leave_unfinished(search: SearchConfig, trials: dict[int, TrialLog]) -> None:
+    """What a budget has kept from its end is unfinished, trials that never began among it."""
+    for trial in trials.values():
+        if trial.status == "running":
+            trial.status = "unfinished"
+    for number in range(num_trials(search)):
+        trials.setdefault(number, TrialLog(number, {}, status="unfinished"))
 
 
 def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:
