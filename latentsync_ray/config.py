@@ -463,6 +463,20 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class TrialsConfig:
+    """What is added to a search when it has ended."""
+
+    extend: int = 0
+    """Lengthens finished trials by so many steps of stage two. It is the same search: what was decided before stays,
+    trials that were stopped stay so, and the scheduler decides anew from the old end on."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.extend < 0:
+            yield "extend", "must not be negative", "0 adds nothing"
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What a search explores, how it decides, and where it keeps what it trained."""
 
@@ -479,6 +493,12 @@ class SearchConfig:
     """Draws from the space; every draw goes through the whole grid."""
     sampling_seed: int = 0
     """Seed of the draws."""
+    start_from: str | None = None
+    """Key of a stored segment, or its beginning, from which all trials go on; null begins at step 0."""
+    start_stage: Literal["second_stage"] | None = None
+    """second_stage leaves stage one there; null leaves that to the transition policy."""
+    trials: TrialsConfig = field(default_factory=TrialsConfig)
+    """What is added to trials after their end."""
     metric: str = "val/objective"
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
@@ -504,6 +524,12 @@ class SearchConfig:
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
         yield from _metric_complaints(self.metric)
+        if self.start_from is not None and not self.share:
+            yield "start_from", "needs share, since its segments were trained once for all", "leave either out"
+        if self.start_stage is not None and self.start_from is None:
+            yield "start_stage", "needs start_from", "name a segment, or leave it out"
+        if self.trials.extend and "second_stage.num_steps" in self.param_space:
+            yield "trials.extend", "must be 0, since param_space names second_stage.num_steps", "raise those values"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name", "leave out slashes and leading dots"
 

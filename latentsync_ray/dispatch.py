@@ -15,7 +15,11 @@ LINGER_SECONDS = 0.5
 from the state that it holds, and the trunk would otherwise lose its turn at every boundary."""
 
 MAX_FAILURES = 2
-"""After so many failures of one key, all who wait for it get the error."""
+"""After so many errors in one key, all who wait for it get the last one."""
+
+MAX_LOSSES = 5
+"""The same for processes that were lost while they trained one key: machines go away for reasons of their own, but a
+segment that needs too much memory loses its process every time."""
 
 
 @dataclass
@@ -31,8 +35,15 @@ class Order:
     """The group that trains it now."""
     errors: list[str] = field(default_factory=list)
     """What went wrong so far."""
+    losses: int = 0
+    """How many of the errors were lost processes."""
     diverged: bool = False
     """Whether that was numbers that are not finite."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is not to be tried again."""
+        return self.losses >= MAX_LOSSES or len(self.errors) - self.losses >= MAX_FAILURES
 
 
 @dataclass
@@ -174,8 +185,13 @@ class Dispatcher:
         self.add_done(order.segment, state_kept=True)
         return order
 
-    def fail(self, name: str, error: str) -> Order | None:
+    def fail(self, name: str, error: str, lost: bool = False) -> Order | None:
         """The group could not train its order; the order goes back into the queue, or is given up.
+
+        Args:
+            name: The group.
+            error: One line.
+            lost: Whether a process was lost, rather than that the training has an error.
 
         Returns:
             The order, with its errors, if it is given up now: those who wait are to be told.
@@ -187,9 +203,10 @@ class Dispatcher:
         order = self.orders[key]
         order.group = None
         order.errors.append(error)
+        order.losses += lost
         if not order.waiters:
             del self.orders[key]
-        return self.orders.pop(key, None) if len(order.errors) >= MAX_FAILURES else None
+        return self.orders.pop(key, None) if order.hopeless else None
 
     def state_lost(self, name: str, parent: str, error: str) -> Order | None:
         """The stored state that the group was to start from is damaged or gone: it will be trained again.
@@ -210,8 +227,8 @@ class Dispatcher:
         return group
 
     def remove_group(self, name: str, error: str) -> Order | None:
-        """A group has ended; its unfinished order counts a failure. Returns an order that is given up."""
-        given_up = self.fail(name, error)
+        """A group has ended; its unfinished order counts a loss. Returns an order that is given up."""
+        given_up = self.fail(name, error, lost=True)
         del self.groups[name]
         return given_up
 

@@ -7,6 +7,7 @@ group. Groups are Ray Train runs that start on demand and go back when idle.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -24,7 +25,7 @@ from latentsync_ray.store import DamagedEntryError, Store
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILED_STARTS = 2
+MAX_FAILED_STARTS = 3
 """After so many groups in a row that end before their workers report, those who wait are told."""
 _PREFETCH = "prefetch"
 _QUIET_SECONDS = 5.0
@@ -34,6 +35,8 @@ _NOTE_SECONDS = 5.0
 Fault = Literal["error", "diverged", "storage"]
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
+MAX_ENGINE_LOSSES = 3
+"""So often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ class Engine:
         self._started_at = self._answered_at = self._noted_at = time.monotonic()
         self._spent_before = read_spent(self._store, setup.folder)
         self._stored_bytes = 0 if setup.budget.storage_gb is None else self._store.state_bytes()
+        self._num_losses = self._count_loss()
+        if self._num_losses > MAX_ENGINE_LOSSES:
+            self._broken = (
+                f"the engine was lost {self._num_losses} times in a row; its log in Ray's folder may say why"
+            )
         self._used_up: str | None = None
         self._released = False
         self._closed = False
@@ -222,7 +230,7 @@ class Engine:
         run.joined_at = run.joined_at or run.last_busy
         self._failed_starts = 0
         if run.joins > 1 and not run.restarting and run.order is not None:
-            self._failed(run, "a worker was lost")
+            self._failed(run, "a worker was lost", lost=True)
         run.restarting = False
         await self._poke()
         return run.number
@@ -248,6 +256,9 @@ class Engine:
         if run.number != number or run.order is None:
             return
         order = self._dispatcher.finish(group, time.monotonic())
+        if self._num_losses:
+            self._num_losses = 0
+            await asyncio.to_thread(self._note_losses)
         self._records[order.segment.key] = record
         self._stored_bytes += record["state"]["bytes"]
         self._trained.append(
@@ -375,13 +386,28 @@ class Engine:
             await self._note_spent()
         used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
         if used_up and used_up.startswith("budget.storage_gb"):
-            for key in self._dispatcher.spare_states(self._actors, self._setup.num_trials):
-                self._dispatcher.kept.discard(key)
+            dropping: list[str] = []
+            self._dispatcher.dropped(
+                self._dispatcher.spare_states(self._actors, self._setup.num_trials), dropping.append
+            )
+            for key in dropping:
                 await self._drop(key)
             used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
         if used_up and not self._used_up:
             self._notice(f"{used_up}; segments in flight are finished, nothing new is begun")
             self._used_up = used_up
+
+    def _count_loss(self) -> int:
+        """How often this engine was lost since a segment was finished; kept in the store, as its memory was lost."""
+        if not ray.is_initialized() or not ray.get_runtime_context().was_current_actor_reconstructed:
+            return 0
+        noted = self._store.read_bytes(f"{self._setup.folder}/engine_losses.json")
+        self._num_losses = 1 + (json.loads(noted) if noted else 0)
+        self._note_losses()
+        return self._num_losses
+
+    def _note_losses(self) -> None:
+        self._store.write_json(f"{self._setup.folder}/engine_losses.json", self._num_losses)
 
     def _spent(self) -> Spent:
         before = self._spent_before
@@ -450,11 +476,11 @@ class Engine:
             self._give_up_waiting(f"worker groups cannot be started: {error}")
         await self._poke()
 
-    def _failed(self, run: _Run, error: str) -> None:
+    def _failed(self, run: _Run, error: str, lost: bool = False) -> None:
         assert run.order is not None
         segment = run.order.segment
         self._notice(f"{run.name}: {segment.stage} to step {segment.end_step}: {error}")
-        given_up = self._dispatcher.fail(run.name, error)
+        given_up = self._dispatcher.fail(run.name, error, lost)
         if given_up is not None:
             self._give_up(given_up)
         self._next(run)
@@ -517,9 +543,5 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def start_engine(name: str, setup: EngineSetup) -> Any:
-    """Starts the engine of a search as a named actor, which Ray restarts if it is lost."""
-    return (
-        ray.remote(Engine)
-        .options(name=name, num_cpus=0, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
-        .remote(setup)
-    )
+    """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts."""
+    return ray.remote(Engine).options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(setup)

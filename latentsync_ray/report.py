@@ -76,6 +76,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         # A search that goes on reports everything again, so logs are written anew.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._writers: dict[int, EventFile] = {}
+        self._furthest: dict[int, int] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or begins again after its process was lost."""
@@ -91,6 +92,9 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
             log.status, log.error = "diverged" if result["diverged"] else "failed", result["error"]
         if "key" not in result:
             return
+        if result["global_step"] > self._furthest.get(log.number, 0):
+            self._furthest[log.number] = result["global_step"]
+            trial.run_metadata.num_failures = 0  # it gets on: processes that were lost before do not count
         log.results.append({name: value for name, value in result.items() if name.startswith(_REPORTED)})
         try:
             self._write_events(log.number, result)

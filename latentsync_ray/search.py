@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from latentsync_ray.branch import lineage_of
 from latentsync_ray.budget import exceeded, read_spent
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
@@ -34,7 +35,7 @@ from latentsync_ray.worker import environment
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
 MAX_TRIAL_RESTARTS = 3
-"""How often a trial whose process was lost begins again; it finds what it had in the store."""
+"""How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
 
 
 def run_search(search: SearchConfig, recipe: Recipe) -> int:
@@ -53,10 +54,15 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:
         print(f"warning: {warning}", flush=True)
+    extra = {"environment": environment()} if search.environment == "strict" else {}
+    lineage = lineage_of(store, search, recipe, root_key(recipe, fingerprints, extra))
+    if lineage:
+        search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = f"searches/{search.name}-{_identity(search, recipe, fingerprints)}"
+    recipe = _lengthened(recipe, search.trials.extend)
     journal = Journal(store, f"{folder}/journal")
     finished = read_finished(store, folder)
-    if finished is not None:
+    if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
         return _end(store, folder, search, recipe, finished, NOTHING_DONE, accuracy, started)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
@@ -74,8 +80,10 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
             ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
             engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
             engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files, folder))
-            extra = {"environment": environment()} if search.environment == "strict" else {}
-            setup = TrialSetup(engine_name, recipe, fingerprints, extra, search.share)
+            first = tuple(segment.to_dict() for segment in lineage)
+            setup = TrialSetup(
+                engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
+            )
             _prefetch(engine, search, setup)
             try:
                 with LiveView(engine, log, search, recipe):
@@ -111,11 +119,23 @@ def _end(
 def _identity(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
     """Names what decides a search's results; where they are kept and on how many workers is left out."""
     asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
-    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget"):
+    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials"):
         del asked[name]
     for name in ("data", "components"):
         del trained[name]
     return digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+
+
+def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
+    """The recipe with so many more steps of stage two."""
+    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
+    return dataclasses.replace(recipe, second_stage=second_stage)
+
+
+def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLog]) -> bool:
+    """Whether `trials.extend` asks for more than finished trials have."""
+    ends = (trial.last["second_stage_step"] for trial in trials.values() if trial.status == "finished")
+    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 
 def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str, folder: str) -> EngineSetup:
@@ -136,7 +156,11 @@ def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: st
 def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
     """Has the stretch that all trials share for certain trained while they start: stage one up to min_step."""
     recipe, names = setup.recipe, search.param_space
-    if not search.share or any(name.startswith(("seed", "training", "first_stage")) for name in names):
+    if (
+        not search.share
+        or setup.lineage
+        or any(name.startswith(("seed", "training", "first_stage")) for name in names)
+    ):
         return
     certain = 0 if "transition.min_step" in names else recipe.transition.min_step
     if certain == 0 and ("transition.at_step" in names or recipe.transition.at_step == 0):
@@ -206,6 +230,10 @@ class BudgetStopper(tune.Stopper):  # type: ignore[misc]
 
     def __init__(self, log: SearchLog, engine: str):
         self._log, self._engine = log, engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes a copy into files that nobody reads, and a log has open files."""
+        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is ended by itself."""
