@@ -44,10 +44,11 @@ def cluster() -> Iterator[str]:
             ray.shutdown()
 
 
-def check_resources(search: SearchConfig, recipe: Recipe) -> None:
+def check_resources(search: SearchConfig, recipe: Recipe) -> list[str]:
     """Refuses a search whose worker groups or trials the cluster could never hold.
 
-    A cluster that the launcher or KubeRay has started may grow, and does not tell by what: there it is a warning.
+    Returns:
+        Warnings instead, where the launcher or KubeRay has started the cluster: it may grow, no matter by what.
 
     Raises:
         UserError: With what is asked and what there is.
@@ -60,10 +61,10 @@ def check_resources(search: SearchConfig, recipe: Recipe) -> None:
         for size in sorted(_group_sizes(search, recipe))
     ]
     lines.append(lacking("memory: a trial", 1, {"memory": MEMORY_BYTES}, have, "start Ray with more memory"))
-    for line in filter(None, lines):
-        if not any(_NODE_TYPE in node.get("Labels", {}) for node in nodes):
-            raise UserError(line)
-        print(f"warning: {line}; waiting for the autoscaler, if there is one", flush=True)
+    complaints = [line for line in lines if line is not None]
+    if complaints and not any(_NODE_TYPE in node.get("Labels", {}) for node in nodes):
+        raise UserError(complaints[0])
+    return [f"{line}; waiting for the autoscaler, if there is one" for line in complaints]
 
 
 def lacking(

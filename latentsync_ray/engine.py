@@ -399,7 +399,8 @@ class Engine:
 
     def _count_loss(self) -> int:
         """How often this engine was lost since a segment was finished; kept in the store, as its memory was lost."""
-        if not ray.is_initialized() or not ray.get_runtime_context().was_current_actor_reconstructed:
+        context = ray.get_runtime_context() if ray.is_initialized() else None
+        if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
             return 0
         noted = self._store.read_bytes(f"{self._setup.folder}/engine_losses.json")
         self._num_losses = 1 + (json.loads(noted) if noted else 0)

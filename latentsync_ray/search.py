@@ -72,7 +72,8 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
         print(f"results: {store.root}/{folder}", flush=True)
         return UNFINISHED
     with cluster() as dashboard:
-        check_resources(search, recipe)
+        for line in check_resources(search, recipe):
+            print(f"warning: {line}", flush=True)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
         print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:

@@ -81,14 +81,10 @@ def test_every_group_that_a_trial_may_ask_for_is_looked_at(
         check_resources(search, recipe)
 
 
-def test_a_cluster_that_may_grow_is_waited_for(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cluster_that_may_grow_is_waited_for(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     search = SearchConfig("recipe", "search", workers=WorkersConfig(use_gpu=True))
     head = {"Resources": SMALL, "Labels": {"ray.io/node-group": "ray.head.default"}}
     seen(monkeypatch, head)
-    check_resources(search, recipe)
-    said = capsys.readouterr().out
-    assert said.startswith("warning: workers: a group of 1 needs 1 CPU and 1 GPU") and said.count("\n") == 1
-    check_resources(dataclasses.replace(search, workers=WorkersConfig()), recipe)
-    assert capsys.readouterr().out == ""
+    (warning,) = check_resources(search, recipe)
+    assert warning.startswith("workers: a group of 1 needs 1 CPU and 1 GPU")
+    assert check_resources(dataclasses.replace(search, workers=WorkersConfig()), recipe) == []
