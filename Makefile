@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench clean
+.PHONY: venv face tune train test check assets bench chaos clean
 
 venv: $(STAMP)
 
@@ -48,6 +48,10 @@ assets: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# make chaos ARGS='--kills 30 --seed 0'
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.
 clean:

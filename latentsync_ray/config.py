@@ -463,6 +463,43 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What a search may spend; null sets no limit.
+
+    At a limit segments in flight are finished and nothing new is begun. The same command with a higher limit goes on
+    from there, so a budget is no part of what tells searches apart.
+    """
+
+    gpu_hours: float | None = None
+    """Hours that worker processes are held, one GPU each (on CPUs too), over all calls of the search."""
+    wall_hours: float | None = None
+    """Hours by the clock that the search has run, over all of its calls."""
+    storage_gb: float | None = None
+    """Gigabytes (10^9 bytes) of states below `storage`, those of all searches that use it together."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("gpu_hours", "wall_hours", "storage_gb"):
+            limit = getattr(self, name)
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                yield name, "must be finite and above 0", "null sets no limit"
+
+
+@dataclass(frozen=True)
+class TrialsConfig:
+    """What is added to a search when it has ended."""
+
+    extend: int = 0
+    """Lengthens finished trials by so many steps of stage two. It is the same search: what was decided before stays,
+    trials that were stopped stay so, and the scheduler decides anew from the old end on."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.extend < 0:
+            yield "extend", "must not be negative", "0 adds nothing"
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What a search explores, how it decides, and where it keeps what it trained."""
 
@@ -482,6 +519,12 @@ class SearchConfig:
     search_alg: Literal["random", "optuna"] = "random"
     """random draws from the space and goes through its grids; optuna (Akiba et al. 2019) draws where trials did
     well, from ranges and choices."""
+    start_from: str | None = None
+    """Key of a stored segment, or its beginning, from which all trials go on; null begins at step 0."""
+    start_stage: Literal["second_stage"] | None = None
+    """second_stage leaves stage one there; null leaves that to the transition policy."""
+    trials: TrialsConfig = field(default_factory=TrialsConfig)
+    """What is added to trials after their end."""
     metric: str = "val/objective"
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
@@ -490,6 +533,8 @@ class SearchConfig:
     """Which trials go on."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """Where segments are trained."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Where the search stops before its end, to be continued."""
     max_concurrent_trials: int = 16
     """Trials alive at once; each is a process of about 200 MB that only decides. Does not hold for schedulers that
     pause trials."""
@@ -515,6 +560,12 @@ class SearchConfig:
             yield "param_space", f"must not be empty with {self.trial_scheduler.name}", "name what is perturbed"
         if self.trial_scheduler.name == "pb2" and kinds - {"uniform"}:
             yield "param_space", "must have uniform ranges only with pb2", "give {uniform: [low, high]}, or use pbt"
+        if self.start_from is not None and not self.share:
+            yield "start_from", "needs share, since its segments were trained once for all", "leave either out"
+        if self.start_stage is not None and self.start_from is None:
+            yield "start_stage", "needs start_from", "name a segment, or leave it out"
+        if self.trials.extend and "second_stage.num_steps" in self.param_space:
+            yield "trials.extend", "must be 0, since param_space names second_stage.num_steps", "raise those values"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name", "leave out slashes and leading dots"
 

@@ -168,6 +168,10 @@ def _check_search(search: SearchConfig, recipe: Recipe, file: Path) -> None:
     component = NEEDED_COMPONENTS.get(search.metric)
     if component and getattr(recipe.components, component) is None:
         raise UserError(f"{file}: metric: {search.metric} needs components.{component}; give it or choose another")
+    every = recipe.second_stage.report_every_steps
+    if search.trials.extend % every:
+        rule = f"must be a multiple of second_stage.report_every_steps ({every})"
+        raise UserError(f"{file}: trials.extend: {rule}, got {search.trials.extend}; move it to a report boundary")
     scheduler, longest = search.trial_scheduler, recipe.second_stage.num_steps
     if scheduler.time_attr == "global_step":
         longest += recipe.transition.max_step

@@ -15,7 +15,11 @@ LINGER_SECONDS = 0.5
 from the state that it holds, and the trunk would otherwise lose its turn at every boundary."""
 
 MAX_FAILURES = 2
-"""After so many failures of one key, all who wait for it get the error."""
+"""After so many errors in one key, all who wait for it get the last one."""
+
+MAX_LOSSES = 5
+"""The same for processes that were lost while they trained one key: machines go away for reasons of their own, but a
+segment that needs too much memory loses its process every time."""
 
 
 @dataclass
@@ -31,8 +35,15 @@ class Order:
     """The group that trains it now."""
     errors: list[str] = field(default_factory=list)
     """What went wrong so far."""
+    losses: int = 0
+    """How many of the errors were lost processes."""
     diverged: bool = False
     """Whether that was numbers that are not finite."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is not to be tried again."""
+        return self.losses >= MAX_LOSSES or len(self.errors) - self.losses >= MAX_FAILURES
 
 
 @dataclass
@@ -69,6 +80,8 @@ class Dispatcher:
         """Trial -> key of the last segment that it was given."""
         self.thinking: dict[str, set[str]] = {}
         """Key -> trials that were given it and have not asked again."""
+        self.checkpoints: dict[str, str] = {}
+        """Trial -> key of the state that its newest checkpoint points to."""
         self._arrivals = 0
 
     def add_root(self, root: str) -> None:
@@ -118,9 +131,7 @@ class Dispatcher:
 
     def hold(self, trial: str, key: str) -> list[str]:
         """A trial's checkpoint points to a state, from which a clone may start. Returns keys no longer needed."""
-        name = f"checkpoint of {trial}"
-        before = self.positions.get(name)
-        self.positions[name] = key
+        before, self.checkpoints[trial] = self.checkpoints.get(trial), key
         return [before] if before is not None and self._unneeded(before) else []
 
     def leave(self, trial: str) -> None:
@@ -181,8 +192,13 @@ class Dispatcher:
         self.add_done(order.segment, state_kept=True)
         return order
 
-    def fail(self, name: str, error: str) -> Order | None:
+    def fail(self, name: str, error: str, lost: bool = False) -> Order | None:
         """The group could not train its order; the order goes back into the queue, or is given up.
+
+        Args:
+            name: The group.
+            error: One line.
+            lost: Whether a process was lost, rather than that the training has an error.
 
         Returns:
             The order, with its errors, if it is given up now: those who wait are to be told.
@@ -194,9 +210,10 @@ class Dispatcher:
         order = self.orders[key]
         order.group = None
         order.errors.append(error)
+        order.losses += lost
         if not order.waiters:
             del self.orders[key]
-        return self.orders.pop(key, None) if len(order.errors) >= MAX_FAILURES else None
+        return self.orders.pop(key, None) if order.hopeless else None
 
     def state_lost(self, name: str, parent: str, error: str) -> Order | None:
         """The stored state that the group was to start from is damaged or gone: it will be trained again.
@@ -217,8 +234,8 @@ class Dispatcher:
         return group
 
     def remove_group(self, name: str, error: str) -> Order | None:
-        """A group has ended; its unfinished order counts a failure. Returns an order that is given up."""
-        given_up = self.fail(name, error)
+        """A group has ended; its unfinished order counts a loss. Returns an order that is given up."""
+        given_up = self.fail(name, error, lost=True)
         del self.groups[name]
         return given_up
 
@@ -244,13 +261,30 @@ class Dispatcher:
         idle = (g.name for g in self.groups.values() if g.order is None and g.num_workers not in wanted)
         return next(idle, None)
 
+    def spare_states(self, live: Iterable[str], num_trials: int) -> list[str]:
+        """Keys of stage-one states that are kept for branches which no trial can begin any more.
+
+        Args:
+            live: Trials that go on.
+            num_trials: How many there will be in all.
+        """
+        places = [self.done[self.positions[trial]].stage for trial in live if trial in self.positions]
+        if len(self.positions) < num_trials or FIRST_STAGE in places:
+            return []
+        needed = {
+            *self.positions.values(),
+            *self.checkpoints.values(),
+            *(order.segment.parent for order in self.orders.values()),
+        }
+        return sorted(k for k in self.kept - needed if k in self.done and self.done[k].stage == FIRST_STAGE)
+
     def _unneeded(self, key: str) -> bool:
         segment = self.done.get(key)
         if segment is None or key not in self.kept:
             return False
         if segment.stage == FIRST_STAGE and segment.end_step >= self.keep_first_stage_from:
             return False
-        if key in self.positions.values():
+        if key in self.positions.values() or key in self.checkpoints.values():
             return False
         return not any(order.segment.parent == key for order in self.orders.values())
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import ray
 
-from latentsync_ray.config import WorkersConfig
+from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
+from latentsync_ray.config import BudgetConfig, WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
@@ -23,12 +24,18 @@ from latentsync_ray.store import DamagedEntryError, Store
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILED_STARTS = 2
+MAX_FAILED_STARTS = 3
 """After so many groups in a row that end before their workers report, those who wait are told."""
 _PREFETCH = "prefetch"
+_QUIET_SECONDS = 5.0
+"""At a budget, trials that have been given nothing for so long have no more to find in the store."""
+_NOTE_SECONDS = 5.0
+"""How often it is written down what has been spent."""
 Fault = Literal["error", "diverged", "storage"]
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
+MAX_ENGINE_LOSSES = 3
+"""So often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,12 @@ class EngineSetup:
     """Stage-one states from this global_step on are kept."""
     results: str
     """Folder or URI below which Ray Train may write."""
+    folder: str
+    """The search's folder below the store's root."""
+    budget: BudgetConfig
+    """What the search may spend."""
+    num_trials: int
+    """How many trials there will be in all."""
 
 
 @dataclass
@@ -86,6 +99,16 @@ class Engine:
         self._trained: list[dict[str, Any]] = []
         self._notices: list[str] = []
         self._worker_seconds = 0.0
+        self._started_at = self._answered_at = self._noted_at = time.monotonic()
+        self._spent_before = read_spent(self._store, setup.folder)
+        self._stored_bytes = 0 if setup.budget.storage_gb is None else self._store.state_bytes()
+        self._num_losses = self._count_loss()
+        if self._num_losses > MAX_ENGINE_LOSSES:
+            self._broken = (
+                f"the engine was lost {self._num_losses} times in a row; its log in Ray's folder may say why"
+            )
+        self._used_up: str | None = None
+        self._released = False
         self._closed = False
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -101,7 +124,8 @@ class Engine:
             values: The segment, as `Segment.to_dict` gives it.
 
         Returns:
-            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`.
+            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`; or
+            `unfinished`, one line, if a budget is used up.
         """
         self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
         self._actors[trial] = actor
@@ -117,14 +141,17 @@ class Engine:
             await self._learn_ancestors(segment)
             record = self._records.get(key)  # it may have been finished meanwhile
         cached = record is not None or key in self._dispatcher.orders
+        if record is None and self._released:
+            return {"unfinished": self._used_up}
         if record is None:
             answer = self._answers.setdefault(key, asyncio.get_running_loop().create_future())
             self._dispatcher.ask(segment, trial)
             await self._poke()
             outcome = await asyncio.shield(answer)
-            if "error" in outcome:
+            if "error" in outcome or "unfinished" in outcome:
                 return outcome
             record = outcome
+        self._answered_at = time.monotonic()
         self._forget(self._dispatcher.give(segment, trial))
         await self._poke()
         return {"key": key, "metrics": record["metrics"], "cached": cached}
@@ -142,12 +169,14 @@ class Engine:
         training = asyncio.create_task(self._train_ahead(root, segments))
         training.add_done_callback(self._report_failure)
         async with self._changed:
-            await self._changed.wait_for(lambda: training.done() or any(run.joined_at for run in self._runs.values()))
+            await self._changed.wait_for(
+                lambda: training.done() or self._used_up or any(run.joined_at for run in self._runs.values())
+            )
 
     async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
         for values in segments:
             self._start_in_time(values["start_step"], segments[-1]["end_step"])
-            if "error" in await self.run(_PREFETCH, _PREFETCH, root, values):
+            if "metrics" not in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
         await self.leave(_PREFETCH, _PREFETCH)
         self._dispatcher.positions.pop(_PREFETCH, None)
@@ -157,7 +186,7 @@ class Engine:
     def _start_in_time(self, global_step: int, branching_step: int) -> None:
         """Starts the other groups when they will be up at the step from which trials differ, and no sooner."""
         joined = [run for run in self._runs.values() if run.joined_at is not None]
-        if self._closed or not joined or not self._trained:
+        if self._closed or self._used_up or not joined or not self._trained:
             return
         startup_seconds = (joined[0].joined_at or 0.0) - joined[0].started_at
         last = self._trained[-1]
@@ -203,7 +232,7 @@ class Engine:
         run.joined_at = run.joined_at or run.last_busy
         self._failed_starts = 0
         if run.joins > 1 and not run.restarting and run.order is not None:
-            self._failed(run, "a worker was lost")
+            self._failed(run, "a worker was lost", lost=True)
         run.restarting = False
         await self._poke()
         return run.number
@@ -229,7 +258,11 @@ class Engine:
         if run.number != number or run.order is None:
             return
         order = self._dispatcher.finish(group, time.monotonic())
+        if self._num_losses:
+            self._num_losses = 0
+            await asyncio.to_thread(self._note_losses)
         self._records[order.segment.key] = record
+        self._stored_bytes += record["state"]["bytes"]
         self._trained.append(
             {"num_steps": order.segment.num_steps, "stage": order.segment.stage, **record["timings"]}
         )
@@ -277,8 +310,8 @@ class Engine:
 
     async def status(self) -> dict[str, Any]:
         """What is going on, for the live view and the summary."""
-        now = time.monotonic()
-        held = sum((now - run.joined_at) * run.num_workers for run in self._runs.values() if run.joined_at)
+        quiet = time.monotonic() - self._answered_at > _QUIET_SECONDS
+        training = any(run.order is not None for run in self._runs.values())
         return {
             "training": [
                 {"group": run.name, "waiters": len(run.order.waiters), **run.order.segment.to_dict()}
@@ -289,9 +322,16 @@ class Engine:
             "num_starting": sum(run.joined_at is None for run in self._runs.values()),
             "num_queued": sum(order.group is None for order in self._dispatcher.orders.values()),
             "trained": list(self._trained),
-            "worker_seconds": self._worker_seconds + held,
+            "worker_seconds": self._seconds_held(),
             "notices": list(self._notices),
+            "stopped_by": self._used_up if quiet and not training else None,
         }
+
+    async def release(self) -> None:
+        """At a budget: nobody gets what is not trained yet, so those who wait for it need not."""
+        self._released = True
+        for key in list(self._answers):
+            self._answer(key, {"unfinished": self._used_up})
 
     async def stop(self) -> None:
         """Gives all groups back and waits for their ends."""
@@ -304,6 +344,7 @@ class Engine:
         async with self._changed:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: not self._runs)
+        await self._note_spent()
 
     # Inside
 
@@ -312,12 +353,13 @@ class Engine:
         now = time.monotonic()
         lingering = False
         for run in sorted(self._runs.values(), key=lambda run: run.name):
-            if run.order is None and run.joined_at is not None and not run.restarting and not run.stopping:
+            free = run.order is None and run.joined_at is not None and not run.restarting and not run.stopping
+            if free and not self._used_up:
                 run.order = self._dispatcher.assign(run.name, now)
                 lingering = lingering or run.order is None
             if run.order is not None:
                 run.last_busy = now
-        for num_workers in [] if self._closed else self._dispatcher.groups_to_start():
+        for num_workers in [] if self._closed or self._used_up else self._dispatcher.groups_to_start():
             self._start(num_workers)
         in_the_way = self._dispatcher.group_to_stop()
         if in_the_way is not None:
@@ -336,8 +378,56 @@ class Engine:
                 idle = run.order is None and run.joined_at is not None and not run.stopping
                 if idle and now - run.last_busy > self._setup.workers.idle_seconds:
                     self._retire(run)
+            await self._keep_budget()
             async with self._changed:
                 self._changed.notify_all()
+
+    async def _keep_budget(self) -> None:
+        """Notes what has been spent, and lets nothing new begin once a budget is used up."""
+        if time.monotonic() - self._noted_at > _NOTE_SECONDS:
+            await self._note_spent()
+        used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
+        if used_up and used_up.startswith("budget.storage_gb"):
+            dropping: list[str] = []
+            self._dispatcher.dropped(
+                self._dispatcher.spare_states(self._actors, self._setup.num_trials), dropping.append
+            )
+            for key in dropping:
+                await self._drop(key)
+            used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
+        if used_up and not self._used_up:
+            self._notice(f"{used_up}; segments in flight are finished, nothing new is begun")
+            self._used_up = used_up
+
+    def _count_loss(self) -> int:
+        """How often this engine was lost since a segment was finished; kept in the store, as its memory was lost."""
+        context = ray.get_runtime_context() if ray.is_initialized() else None
+        if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
+            return 0
+        noted = self._store.read_json(f"{self._setup.folder}/engine_losses.json") or {"losses": 0}
+        self._num_losses = 1 + int(noted["losses"])
+        self._note_losses()
+        return self._num_losses
+
+    def _note_losses(self) -> None:
+        self._store.write_json(f"{self._setup.folder}/engine_losses.json", {"losses": self._num_losses})
+
+    def _spent(self) -> Spent:
+        before = self._spent_before
+        return Spent(
+            before.worker_seconds + self._seconds_held(),
+            before.wall_seconds + time.monotonic() - self._started_at,
+        )
+
+    async def _note_spent(self) -> None:
+        self._noted_at = time.monotonic()
+        await asyncio.to_thread(write_spent, self._store, self._setup.folder, self._spent())
+
+    def _seconds_held(self) -> float:
+        """Seconds of worker processes, those that run now included."""
+        now = time.monotonic()
+        held = ((now - run.joined_at) * run.num_workers for run in self._runs.values() if run.joined_at)
+        return self._worker_seconds + sum(held)
 
     def _start(self, num_workers: int) -> None:
         self._num_groups += 1
@@ -389,11 +479,11 @@ class Engine:
             self._give_up_waiting(f"worker groups cannot be started: {error}")
         await self._poke()
 
-    def _failed(self, run: _Run, error: str) -> None:
+    def _failed(self, run: _Run, error: str, lost: bool = False) -> None:
         assert run.order is not None
         segment = run.order.segment
         self._notice(f"{run.name}: {segment.stage} to step {segment.end_step}: {error}")
-        given_up = self._dispatcher.fail(run.name, error)
+        given_up = self._dispatcher.fail(run.name, error, lost)
         if given_up is not None:
             self._give_up(given_up)
         self._next(run)
@@ -435,6 +525,7 @@ class Engine:
 
     async def _drop(self, key: str) -> None:
         self._records[key]["state"]["status"] = "dropped"
+        self._stored_bytes -= self._records[key]["state"]["bytes"]
         await asyncio.to_thread(self._store.drop_state, key)
 
     def _in_background(self, coroutine: Any) -> None:
@@ -458,9 +549,5 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def start_engine(name: str, setup: EngineSetup) -> Any:
-    """Starts the engine of a search as a named actor, which Ray restarts if it is lost."""
-    return (
-        ray.remote(Engine)
-        .options(name=name, num_cpus=0, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
-        .remote(setup)
-    )
+    """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts."""
+    return ray.remote(Engine).options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(setup)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.report import SearchLog
-from latentsync_ray.triallog import TrialLog
+from latentsync_ray.triallog import TrialLog, num_trials
 
 _POLL_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 15.0
@@ -60,6 +60,7 @@ class LiveView:
         for line in notices[min(self._num_notices, len(notices)) :]:
             self._console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         self._num_notices = len(notices)
+        self._log.stopped_by = status["stopped_by"]
         trials = [self._log.trials[number] for number in sorted(self._log.trials)]
         headline = self._headline(status, trials)
         if self._live is not None:
@@ -136,15 +137,9 @@ class LiveView:
         trunk = max(
             (end - trial.last.get("global_step", 0) for end, trial in zip(ends, in_first, strict=True)), default=0
         )
-        num_unborn = max(0, self._num_trials() - len(trials))
+        num_unborn = max(0, num_trials(self._search) - len(trials))
         branches = (len(running) + num_unborn) * self._recipe.second_stage.num_steps - sum(
             trial.last.get("second_stage_step", 0) for trial in running
         )
         groups = max(1, min(self._search.workers.max_groups, status["num_groups"]))
         return float(max(trunk * first, (trunk * first + branches * second) / groups))
-
-    def _num_trials(self) -> int:
-        total = self._search.num_samples
-        for space in self._search.param_space.values():
-            total *= len(space["grid"]) if "grid" in space else 1
-        return total

@@ -21,7 +21,14 @@ from latentsync_ray.triallog import TrialLog
 
 _INK, _MUTED, _LINES, _ACCENT, _FAILED = "#1f2933", "#66727f", "#e4e9ee", "#0b7285", "#d6336c"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_SYMBOLS = {"finished": "circle", "stopped": "x", "diverged": "x", "failed": "x", "running": "circle-open"}
+_SYMBOLS = {
+    "finished": "circle",
+    "stopped": "x",
+    "diverged": "x",
+    "failed": "x",
+    "unfinished": "circle-open",
+    "running": "circle-open",
+}
 _NUM_TICKS, _NUM_COLUMNS = 6, 4
 
 _AXIS = {"gridcolor": _LINES, "linecolor": _MUTED, "zeroline": False, "tickformat": ".3~g", "automargin": True}

@@ -70,6 +70,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, store: Store, folder: str):
         self.trials: dict[int, TrialLog] = {}
+        self.stopped_by: str | None = None
+        """The budget that ends the search, once all in flight is finished."""
         self._store = store
         self._folder = f"{folder}/tensorboard"
         write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
@@ -79,6 +81,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         self._local = Path(self._scratch.name if self._scratch else f"{store.root}/{self._folder}")
         self._writers: dict[int, EventFile] = {}
         self._results: dict[str, dict[str, Any]] = {}
+        self._furthest: dict[int, int] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins; or begins again after a pause, as a clone, or because its process was lost."""
@@ -95,6 +98,9 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
             log.status, log.error = "diverged" if result["diverged"] else "failed", result["error"]
         if "key" not in result:
             return
+        if result["global_step"] > self._furthest.get(log.number, 0):
+            self._furthest[log.number] = result["global_step"]
+            trial.run_metadata.num_failures = 0  # it gets on: processes that were lost before do not count
         reported = {name: value for name, value in result.items() if name.startswith(_REPORTED)}
         log.asked[result["key"]] = result["global_step"] - result["start_step"]
         if result["cached"]:
@@ -173,7 +179,7 @@ def _number(trial: Any) -> int:
     return trial_number(trial.trial_id, trial.config)
 
 
-NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": []}
+NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": [], "stopped_by": None}
 """The engine's words on a run that needed no engine."""
 
 
@@ -245,11 +251,14 @@ def write_report(
         "best": best and _row(search, best),
         "trials": len(trials),
         "trials_by_status": {
-            s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "diverged", "failed")
+            s: sum(t.status == s for t in trials.values())
+            for s in ("finished", "stopped", "diverged", "failed", "unfinished")
         },
         "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
+        "steps_unfinished": sum(_steps_left(recipe, t) for t in trials.values() if t.status == "unfinished"),
+        "stopped_by": status["stopped_by"],
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
         "gpu_seconds": status["worker_seconds"],
         "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
@@ -272,7 +281,21 @@ def write_report(
         f"(factor {summary['sharing_factor']:.2f})"
     )
     by_status: dict[str, int] = summary["trials_by_status"]
+    if by_status["unfinished"]:
+        print(
+            f"stopped by {status['stopped_by']}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
+            f"at most {summary['steps_unfinished']} steps; raise it and run the same command again to go on"
+        )
     return by_status["failed"] == 0 and by_status["diverged"] < len(trials)
+
+
+def _steps_left(recipe: Recipe, trial: TrialLog) -> int:
+    """Steps to the end of a trial, at most: a transition may come sooner, and other trials may share them."""
+    own, last = with_overrides(recipe, trial.parameters), trial.last
+    transition = own.transition.max_step if own.transition.at_step is None else own.transition.at_step
+    if trial.transition_step is not None:
+        transition = trial.transition_step
+    return transition + own.second_stage.num_steps - int(last.get("global_step", 0))
 
 
 def _row(search: SearchConfig, trial: TrialLog) -> dict[str, Any]:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
-import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
-# Ray reads these when it is imported: progress, results and Ctrl-C are handled here.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # every segment is stored: nothing to save in haste
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# glibc would give memory back to the system after every step and fetch it again: a quarter of a small model's time.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "4000000000")
-os.environ.setdefault("MALLOC_TOP_PAD_", "67108864")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial reports none
+from latentsync_ray.cluster import check_resources, cluster  # sets what Ray reads when it is imported
 
+# isort: split
 import ray
 from ray import tune
 
+from latentsync_ray.branch import lineage_of
+from latentsync_ray.budget import exceeded, read_spent
 from latentsync_ray.config import Recipe, SearchConfig, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import check_syncnet, ready_inputs
@@ -41,18 +29,20 @@ from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.suggestions import domain, make_search_algorithm
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
-from latentsync_ray.triallog import TrialLog
+from latentsync_ray.triallog import TrialLog, leave_unfinished, num_trials
 from latentsync_ray.worker import environment
 
+UNFINISHED = 3
+"""Exit status of a search that a budget has stopped before its end."""
 MAX_TRIAL_RESTARTS = 3
-"""How often a trial whose process was lost begins again; it finds what it had in the store."""
+"""How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
 
 
 def run_search(search: SearchConfig, recipe: Recipe) -> int:
     """Runs a search, or goes on with it, and writes its results.
 
     Returns:
-        0, or 1 if trials failed or all diverged.
+        0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -64,29 +54,45 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:
         print(f"warning: {warning}", flush=True)
+    extra = {"environment": environment()} if search.environment == "strict" else {}
+    lineage = lineage_of(store, search, recipe, root_key(recipe, fingerprints, extra))
+    if lineage:
+        search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
+    recipe = _lengthened(recipe, search.trials.extend)
     journal = Journal(store, f"{folder}/decisions")
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
     finished = read_finished(store, folder)
-    if finished is not None:
+    if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
         return _end(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+    stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
+    used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
+    if used_up is not None:
+        print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
+        print(f"results: {store.root}/{folder}", flush=True)
+        return UNFINISHED
     with cluster() as dashboard:
-        _check_resources(search, recipe)
+        for line in check_resources(search, recipe):
+            print(f"warning: {line}", flush=True)
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
         print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
             ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
             engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
-            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files))
-            extra = {"environment": environment()} if search.environment == "strict" else {}
-            setup = TrialSetup(engine_name, recipe, fingerprints, extra, search.share)
+            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files, folder))
+            first = tuple(segment.to_dict() for segment in lineage)
+            setup = TrialSetup(
+                engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
+            )
             _prefetch(engine, search, setup)
             try:
                 with LiveView(engine, log, search, recipe):
                     _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
+                if log.stopped_by is not None:
+                    leave_unfinished(search, log.trials)
                 status = ray.get(engine.status.remote())
                 ray.get(engine.stop.remote())
             finally:
@@ -112,6 +118,8 @@ def _end(
         store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
     )
     print(f"results: {store.root}/{folder}", flush=True)
+    if any(trial.status == "unfinished" for trial in trials.values()):
+        return UNFINISHED
     return 0 if succeeded else 1
 
 
@@ -121,7 +129,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, 
     It names what decides the results; where they are kept and on how many workers is left out.
     """
     asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
-    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials"):
+    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials"):
         del asked[name]
     for name in ("data", "components"):
         del trained[name]
@@ -129,36 +137,19 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, 
     return f"searches/{search.name}-{identity}"
 
 
-@contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """Joins the cluster that there is, or starts one on this machine. Gives the dashboard's address."""
-    connected_before = ray.is_initialized()
-    context = ray.init(
-        include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
-    )
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
-    finally:
-        if not connected_before:
-            ray.shutdown()
+def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
+    """The recipe with so many more steps of stage two."""
+    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
+    return dataclasses.replace(recipe, second_stage=second_stage)
 
 
-def _check_resources(search: SearchConfig, recipe: Recipe) -> None:
-    """On one machine, a group that can never be placed is refused; a cluster of several may still grow."""
-    if len(ray.nodes()) > 1:
-        return
-    workers, have = search.workers, ray.cluster_resources()
-    for stage in (recipe.first_stage, recipe.second_stage):
-        need = {"CPU": stage.num_workers * workers.num_cpus, "GPU": stage.num_workers * workers.use_gpu}
-        for resource, amount in need.items():
-            if amount > have.get(resource, 0):
-                raise UserError(
-                    f"workers: a group of {stage.num_workers} needs {amount:g} {resource}, this machine has "
-                    f"{have.get(resource, 0):g}; lower num_workers or workers.num_cpus, or join a cluster"
-                )
+def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLog]) -> bool:
+    """Whether `trials.extend` asks for more than finished trials have."""
+    ends = (trial.last["second_stage_step"] for trial in trials.values() if trial.status == "finished")
+    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 
-def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str) -> EngineSetup:
+def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str, folder: str) -> EngineSetup:
     worker = WorkerSetup(
         engine=name,
         storage=Store(search.storage).uri,
@@ -169,13 +160,18 @@ def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: st
         seed=recipe.seed,
         training=recipe.training,
     )
-    return EngineSetup(search.workers, worker, recipe.transition.min_step, ray_files)
+    keep_from = recipe.transition.min_step
+    return EngineSetup(search.workers, worker, keep_from, ray_files, folder, search.budget, num_trials(search))
 
 
 def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
     """Has the stretch that all trials share for certain trained while they start: stage one up to min_step."""
     recipe, names = setup.recipe, search.param_space
-    if not search.share or any(name.startswith(("seed", "training", "first_stage")) for name in names):
+    if (
+        not search.share
+        or setup.lineage
+        or any(name.startswith(("seed", "training", "first_stage")) for name in names)
+    ):
         return
     certain = 0 if "transition.min_step" in names else recipe.transition.min_step
     if certain == 0 and ("transition.at_step" in names or recipe.transition.at_step == 0):
@@ -220,6 +216,7 @@ def _tuner(
             name="tune",
             storage_path=ray_files,
             callbacks=[log],
+            stop=BudgetStopper(log, setup.engine),
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
             verbose=0,
         ),
@@ -241,6 +238,32 @@ def _fit(tuner: tune.Tuner) -> None:
         if cause is None:
             raise
         raise cause from None
+
+
+class BudgetStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the search at a budget, once all in flight is finished.
+
+    Ray Tune then ends all trials, paused ones too, and asks neither scheduler nor searcher about it, so that nothing
+    is decided that an undisturbed search would decide otherwise.
+    """
+
+    def __init__(self, log: SearchLog, engine: str):
+        self._log, self._engine = log, engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes a copy into files that nobody reads, and a log has open files."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search ends; trials that wait for the engine are let go."""
+        if self._log.stopped_by is None:
+            return False
+        ray.get_actor(self._engine).release.remote()
+        return True
 
 
 def _trial_name(trial: Any) -> str:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported; `search` sets more.
+# Ray reads these when it is imported; `cluster` sets more.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for the next look, 2 s by default
 
@@ -25,6 +25,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
+from latentsync_ray.cluster import cluster
 from latentsync_ray.config import UserError
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.media import num_mel_columns
@@ -32,7 +33,6 @@ from latentsync_ray.data.sync_windows import SyncWindows, held_out_windows
 from latentsync_ray.inputs import drawn_clips, source_fingerprint
 from latentsync_ray.learn.losses import visual_input
 from latentsync_ray.learn.sync_training import build_syncnet, model_weights
-from latentsync_ray.search import cluster
 from latentsync_ray.segment import digest
 from latentsync_ray.syncnet_config import SyncNetConfig
 from latentsync_ray.syncnet_worker import STATE_FILE, train_loop

@@ -39,6 +39,10 @@ class TrialSetup:
     """What else enters the root key."""
     share: bool
     """Whether trials may have segments in common."""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """Segments that every trial goes through first, from step 0 on, as `Segment.to_dict` gives them."""
+    leave_after: bool = False
+    """Whether stage two follows them, whatever the transition policy says."""
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -59,15 +63,20 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Decides the stage, asks for the next segment, and reports its metrics."""
+        given, past = self.common.lineage, len(self.history)
         in_first_stage = self.last is None or self.last.stage == FIRST_STAGE
         leave = in_first_stage and should_transition(self.recipe.transition, self.history)
-        segment = next_segment(self.recipe, self.root, self.last, leave)
+        leave = leave or (self.common.leave_after and past == len(given))
+        segment = Segment(**given[past]) if past < len(given) else None
+        segment = segment or next_segment(self.recipe, self.root, self.last, leave)
         assert segment is not None, "a trial that is done was asked to go on"
 
         answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         place |= {"start_step": segment.start_step, "parent": segment.parent}
+        if "unfinished" in answer:  # the search ends here, so nobody reads it
+            return {**place, "unfinished": answer["unfinished"], "done": True}
         if "error" in answer:
             # An exception would have Ray Tune begin the trial again, to meet the same error.
             return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}

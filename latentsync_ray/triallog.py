@@ -19,7 +19,7 @@ class TrialLog:
     results: list[dict[str, Any]] = field(default_factory=list)
     """What was reported at each boundary of its lineage, oldest first; a clone's lineage begins with its source's."""
     status: str = "running"
-    """running, finished (ran to its end), stopped (by the scheduler), diverged or failed."""
+    """running, finished (ran to its end), stopped (by the scheduler), diverged, failed, unfinished (at a budget)."""
     error: str = ""
     asked: dict[str, int] = field(default_factory=dict)
     """Key -> steps of each segment that it asked for."""
@@ -46,6 +46,23 @@ class TrialLog:
     def num_steps_shared(self) -> int:
         """Steps that it did not have to wait for as the only one: found, or trained for another trial too."""
         return sum(self.asked[key] for key in set(self.shared))
+
+
+def num_trials(search: SearchConfig) -> int:
+    """How many trials the search has in all."""
+    total = search.num_samples
+    for space in search.param_space.values():
+        total *= len(space["grid"]) if "grid" in space else 1
+    return total
+
+
+def leave_unfinished(search: SearchConfig, trials: dict[int, TrialLog]) -> None:
+    """What a budget has kept from its end is unfinished, trials that never began among it."""
+    for trial in trials.values():
+        if trial.status == "running":
+            trial.status = "unfinished"
+    for number in range(num_trials(search)):
+        trials.setdefault(number, TrialLog(number, {}, status="unfinished"))
 
 
 def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:

@@ -10,6 +10,7 @@ import pytest
 
 from latentsync_ray.config import (
     BelowConfig,
+    BudgetConfig,
     ComponentsConfig,
     DataConfig,
     LossConfig,
@@ -264,6 +265,9 @@ MODEL: dict[str, Any] = {}
         (TrialSchedulerConfig(reduction_factor=1), "reduction_factor"),
         (TrialSchedulerConfig(reduction_factor=math.nan), "reduction_factor"),
         (WorkersConfig(max_groups=0), "max_groups"),
+        (BudgetConfig(gpu_hours=0), "gpu_hours"),
+        (BudgetConfig(wall_hours=float("nan")), "wall_hours"),
+        (BudgetConfig(storage_gb=-1), "storage_gb"),
         (WorkersConfig(num_cpus=0), "num_cpus"),
         (WorkersConfig(num_cpus=math.nan), "num_cpus"),
         (WorkersConfig(idle_seconds=-1), "idle_seconds"),
@@ -296,6 +300,7 @@ def test_a_rule_that_a_value_breaks_is_named(config: Any, field: str) -> None:
         SecondStageConfig(MODEL, num_steps=20, report_every_steps=20),
         TrialSchedulerConfig(grace_period=1, reduction_factor=1.5),
         WorkersConfig(max_groups=1, num_cpus=0.5, idle_seconds=0),
+        BudgetConfig(gpu_hours=0.5),
         SearchConfig("r", "s", metric="val/sync_confidence", mode="max"),
     ],
     ids=lambda config: type(config).__name__,

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.dispatch import LINGER_SECONDS, MAX_FAILURES, Dispatcher, Order
+from latentsync_ray.dispatch import LINGER_SECONDS, MAX_FAILURES, MAX_LOSSES, Dispatcher, Order
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment
 
 
@@ -203,13 +203,27 @@ def test_two_failures_of_a_key_give_it_up() -> None:
         assert made.fail("g0", f"fault {number}") is None
         assert made.groups["g0"].held is None
     made.assign("g0", 0.0)
-    given_up = made.remove_group("g0", "the group ended")
+    assert made.fail("g0", "a worker was lost", lost=True) is None  # that is nothing that the training does
+    made.assign("g0", 0.0)
+    given_up = made.fail("g0", "fault again")
     assert given_up is not None
     assert given_up.segment == segment
-    assert given_up.errors == [*(f"fault {number}" for number in range(1, MAX_FAILURES)), "the group ended"]
+    assert given_up.errors == ["fault 1", "a worker was lost", "fault again"]
     assert given_up.waiters == {"t0"}
     assert not made.orders
-    assert not made.groups
+
+
+def test_a_key_that_loses_its_processes_again_and_again_is_given_up() -> None:
+    made = dispatcher(num_groups=0)
+    segment = lineage(1)[0]
+    made.ask(segment, "t0")
+    for number in range(MAX_LOSSES):
+        made.add_group("g0", 1)
+        made.assign("g0", 0.0)
+        given_up = made.remove_group("g0", f"loss {number}")
+        assert (given_up is None) == (number + 1 < MAX_LOSSES)
+    assert given_up is not None and len(given_up.errors) == MAX_LOSSES
+    assert not made.orders and not made.groups
 
 
 def test_a_failure_that_nobody_waits_for_is_forgotten() -> None:

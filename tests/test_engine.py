@@ -6,7 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig, WorkersConfig
+import torch
+
+from latentsync_ray.budget import read_spent
+from latentsync_ray.config import BudgetConfig, ComponentsConfig, ValidationConfig, WorkersConfig
 from latentsync_ray.engine import Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.segment import Segment
@@ -19,13 +22,14 @@ class WithoutWorkers(Engine):
     """Starts no worker group."""
 
     def _start(self, num_workers: int) -> None:
-        pass
+        """Notes that one would be started."""
+        self._num_groups += 1
 
 
-def new_engine(folder: Path) -> WithoutWorkers:
+def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
     components, validation = ComponentsConfig(vae="/vae"), ValidationConfig()
     worker = WorkerSetup("engine", str(folder), "/data", components, validation, 8, 0, "trivial:TrivialTraining")
-    return WithoutWorkers(EngineSetup(WorkersConfig(), worker, 0, str(folder)))
+    return WithoutWorkers(EngineSetup(WorkersConfig(), worker, 0, str(folder), "searches/s", budget, 1))
 
 
 async def settle() -> None:
@@ -70,4 +74,49 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_
 
     engine = new_engine(tmp_path)
     engine._store = Slow(str(tmp_path))
+    asyncio.run(search())
+
+
+def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) -> None:
+    async def search() -> None:
+        engine = new_engine(tmp_path, BudgetConfig(wall_hours=1e-9))
+        await engine._keep_budget()
+        asking = ask(engine, "t0", "process")
+        await settle()
+        assert not asking.done() and engine._num_groups == 0
+        assert (await engine.status())["stopped_by"] is None  # trials may still find what is stored
+        engine._answered_at -= 60
+        stopped_by = (await engine.status())["stopped_by"]
+        assert stopped_by.startswith("budget.wall_hours: ")
+        await engine.release()
+        assert await asking == {"unfinished": stopped_by}
+        assert await ask(engine, "t1", "process") == {"unfinished": stopped_by}
+        await engine.stop()
+
+    asyncio.run(search())
+    assert read_spent(Store(str(tmp_path)), "searches/s").wall_seconds > 0
+
+
+def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path) -> None:
+    first = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+    second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 4, 8)
+    store = Store(str(tmp_path))
+    for segment in (first, second):
+        store.publish(segment.key, {"segment": segment.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1000)})
+    both = store.state_bytes()
+    assert both > 8000
+
+    async def search() -> None:
+        engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        await engine.run("t0", "process", "root", first.to_dict())
+        await engine._keep_budget()
+        assert engine._used_up is not None  # the only trial may still branch there
+
+        engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        for segment in (first, second):
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine._keep_budget()
+        assert engine._used_up is None
+        assert store.state_bytes() == engine._stored_bytes == both / 2
+
     asyncio.run(search())

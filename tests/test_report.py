@@ -13,7 +13,7 @@ from latentsync_ray.config import Recipe, SearchConfig
 from latentsync_ray.configfiles import load_recipe, with_overrides
 from latentsync_ray.report import SearchLog, read_finished, write_report
 from latentsync_ray.store import Store
-from latentsync_ray.triallog import TrialLog, best_trial
+from latentsync_ray.triallog import TrialLog, best_trial, leave_unfinished
 
 STATUS = {
     "trained": [
@@ -21,6 +21,7 @@ STATUS = {
         {"num_steps": 10, "stage": "second_stage", "train_seconds": 3.0, "validate_seconds": 0.25},
     ],
     "worker_seconds": 9.0,
+    "stopped_by": None,
     "notices": ["group-1: first_stage to step 20: a worker was lost"],
 }
 
@@ -107,7 +108,13 @@ def test_the_summary_counts_every_step_once(
     trials[1].parameters["second_stage.optimizer.implementation"] = "fused"
     succeeded, summary = report(trials, recipe, tmp_path)
     assert succeeded
-    assert summary["trials_by_status"] == {"finished": 2, "stopped": 1, "diverged": 0, "failed": 0}
+    assert summary["trials_by_status"] == {
+        "finished": 2,
+        "stopped": 1,
+        "diverged": 0,
+        "failed": 0,
+        "unfinished": 0,
+    }
     # Stage one 20 + 20; stage two 20 after step 20, and 10 twice after step 40, under different settings.
     assert summary["steps_distinct"] == 40 + 20 + 10 + 10
     assert summary["steps_without_sharing"] == 40 + 50 + 50
@@ -204,6 +211,30 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
     file.write_text(whole)
     (tmp_path / "segments" / trials[1].last["key"] / "record.json").write_text("{")
     assert read_finished(store, "searches/s") is None
+
+
+def test_a_search_that_a_budget_has_stopped_says_what_is_left(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = numbered(trial(0, 20, [4, 3, 2, 2]), trial(1, 40, [4, 3, 2], "running"))
+    asked = dataclasses.replace(search(), num_samples=2)
+    leave_unfinished(asked, trials)
+    assert [trials[number].status for number in sorted(trials)] == ["finished", *["unfinished"] * 3]
+    stopped = {**STATUS, "stopped_by": "budget.gpu_hours: 2 of 1 are used"}
+    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, None, 12.5)
+    summary = json.loads((tmp_path / "searches/s/summary.json").read_text())
+    assert (summary["trials"], summary["trials_by_status"]["unfinished"]) == (4, 3)
+    assert summary["stopped_by"] == stopped["stopped_by"]
+    left = recipe.second_stage.num_steps - 10 + 2 * (recipe.transition.max_step + recipe.second_stage.num_steps)
+    assert summary["steps_unfinished"] == left
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == (
+        f"stopped by budget.gpu_hours: 2 of 1 are used; unfinished: 3 of 4 trials, at most {left} steps; "
+        "raise it and run the same command again to go on"
+    )
+    for log in trials.values():
+        Store(str(tmp_path)).publish(log.last.get("key", "none"), {}, {"model.weight": torch.zeros(1)})
+    assert read_finished(Store(str(tmp_path)), "searches/s") is None
 
 
 def test_a_search_with_a_failed_trial_is_not_finished(recipe: Recipe, tmp_path: Path) -> None:

@@ -201,6 +201,11 @@ class Store:
         infos = self._filesystem.get_file_info(selector)
         return {folder + info.path.partition(f"{self.root}/{folder}")[2]: info.size for info in infos if info.is_file}
 
+    def state_bytes(self) -> int:
+        """Size of all stored states together; what else is stored is small."""
+        files = self.files("segments")
+        return sum(size for name, size in files.items() if name.endswith("/state.safetensors"))
+
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file below the store's root, or None if there is none."""
         try:

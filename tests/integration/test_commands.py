@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +74,16 @@ def test_a_threshold_of_zero_is_a_trial_without_stage_one(cluster: None, make_se
     assert [trial["transition_step"] for trial in outcome.trials] == ["0", "4"]
     assert [trial["global_step"] for trial in outcome.trials] == ["8", "12"]
     assert len(outcome.executed) == 2 + 3
+
+
+def test_what_the_cluster_can_never_hold_is_refused(make_search: Any, tmp_path: Path) -> None:
+    """Before clips are drawn or anything is written."""
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(make_search(data_folder=tmp_path / "drawn"))]
+    command += [f"storage={tmp_path / 'results'}", "workers.num_cpus=4000"]
+    started = time.monotonic()
+    done = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": "local"}, capture_output=True, text=True)
+    print(f"refused after {time.monotonic() - started:.1f} s")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: workers: a group of 1 needs 4000 CPU on one node, the cluster has 1 node with ")
+    assert not (tmp_path / "drawn").exists() and not (tmp_path / "results").exists()

@@ -47,7 +47,13 @@ def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_s
     outcome = run_search(space)
     assert outcome.exit_status == 1
     assert [trial["status"] for trial in outcome.trials] == ["failed", "finished"]
-    assert outcome.summary["trials_by_status"] == {"finished": 1, "stopped": 0, "diverged": 0, "failed": 1}
+    assert outcome.summary["trials_by_status"] == {
+        "finished": 1,
+        "stopped": 0,
+        "diverged": 0,
+        "failed": 1,
+        "unfinished": 0,
+    }
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

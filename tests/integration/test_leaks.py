@@ -1,0 +1,130 @@
+"""Nothing is left behind on a cluster that outlives the command: after many stopped trials, Ctrl-C, and errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+SECONDS = 30
+"""Ray ends what a job has left soon after the job, not at once."""
+
+
+@pytest.fixture(scope="module")
+def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A cluster of this test's own: its address, and the folder in which all its processes make temporary files."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    scratch = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setenv("RAY_TMPDIR", "/tmp")  # the paths of Ray's sockets must be short
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": True}
+        )
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster.address, scratch
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def start(address: str, space: Path, storage: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={storage}", *arguments]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_behind(address: str, scratch: Path) -> dict[str, Any]:
+    """What a command has left on the cluster: empty if it has left nothing."""
+    import ray
+    from ray.util.state import list_actors
+
+    groups = ray.util.placement_group_table().values()
+    have, free = ray.cluster_resources(), ray.available_resources()
+    me = psutil.Process()
+    children = [p for child in me.children() for p in [child, *child.children(recursive=True)]]
+    left = {
+        "placement groups": [group for group in groups if group["state"] != "REMOVED"],
+        "actors": [actor.class_name for actor in list_actors(address=dashboard(), filters=[("state", "!=", "DEAD")])],
+        "processes": [
+            title(p) for p in children if title(p).startswith("ray::") and not title(p).startswith("ray::IDLE")
+        ],
+        "resources": {name: free.get(name, 0) for name in ("CPU", "GPU", "memory") if free.get(name) != have[name]},
+        "temporary files": sorted(path.name for path in scratch.iterdir()),
+    }
+    return {name: what for name, what in left.items() if what}
+
+
+def dashboard() -> str:
+    import ray
+
+    return f"http://{ray._private.worker.global_worker.node.webui_url}"
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def assert_nothing_left(address: str, scratch: Path) -> None:
+    ended = time.monotonic()
+    while (left := left_behind(address, scratch)) and time.monotonic() - ended < SECONDS:
+        time.sleep(0.5)
+    assert not left
+    print(f"nothing left {time.monotonic() - ended:.1f} s after the end")
+
+
+def test_after_a_hundred_stopped_trials(own_cluster: Any, make_search: Any, tmp_path: Path) -> None:
+    space = make_search(
+        param_space={"second_stage.optimizer.lr": {"loguniform": [1e-4, 1e-1]}},
+        num_samples=130,
+        trial_scheduler={"name": "asha", "grace_period": 4, "reduction_factor": 4},
+        overrides={"transition.at_step": 4},
+    )
+    process = start(own_cluster[0], space, tmp_path / "results")
+    output, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, output + errors
+    stopped = (next(tmp_path.glob("results/searches/*/trials.csv"))).read_text().count(",stopped,")
+    print(f"{stopped} trials were stopped")
+    assert stopped >= 90
+    assert_nothing_left(*own_cluster)
+
+
+def test_after_ctrl_c(own_cluster: Any, make_search: Any, tmp_path: Path) -> None:
+    slow = {stage: {"step_seconds": 0.4} for stage in ("first_stage", "second_stage")}
+    process = start(own_cluster[0], make_search(stage=slow), tmp_path / "results")
+    end = time.monotonic() + 240
+    while not any(tmp_path.glob("results/segments/*/record.json")) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left_behind(*own_cluster)  # this test can see something
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, output + errors
+    assert_nothing_left(*own_cluster)
+
+
+def test_after_an_error_in_the_training(own_cluster: Any, make_search: Any, tmp_path: Path) -> None:
+    space = make_search(stage={"second_stage": {"fail_at_step": 10}})
+    process = start(own_cluster[0], space, tmp_path / "results")
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 1, output + errors
+    assert "a fault that comes again" in output
+    assert_nothing_left(*own_cluster)
