@@ -77,5 +77,5 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(trained: tuple[Store, l
     longer = dataclasses.replace(RECIPE.second_stage, num_steps=30)
     assert lineage_of(store, search(last.key), dataclasses.replace(RECIPE, second_stage=longer), ROOT) == segments
     (Path(store.root) / "segments" / first.key / "record.json").write_text("{")
-    with pytest.raises(UserError, match="is no whole record"):
+    with pytest.raises(UserError, match="is no whole file"):
         lineage_of(store, search(last.key[:20]), dataclasses.replace(RECIPE, second_stage=longer), ROOT)

@@ -53,6 +53,8 @@ def trial(
             }
         )
         log.asked[log.last["key"]] = 20 if first else 10
+        if log.last["cached"]:
+            log.shared.append(log.last["key"])
     return log
 
 
@@ -221,7 +223,7 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(
     leave_unfinished(asked, trials)
     assert [trials[number].status for number in sorted(trials)] == ["finished", *["unfinished"] * 3]
     stopped = {**STATUS, "stopped_by": "budget.gpu_hours: 2 of 1 are used"}
-    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, None, 12.5)
+    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, [], None, 12.5)
     summary = json.loads((tmp_path / "searches/s/summary.json").read_text())
     assert (summary["trials"], summary["trials_by_status"]["unfinished"]) == (4, 3)
     assert summary["stopped_by"] == stopped["stopped_by"]
