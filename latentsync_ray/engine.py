@@ -370,13 +370,13 @@ class Engine:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, lambda: self._in_background(self._poke()))
 
     async def _keep_house(self) -> None:
-        """Gives back groups that have had nothing to do for a while."""
+        """Gives back groups that have had nothing to do for a while, or will have nothing to do any more."""
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
             for run in list(self._runs.values()):
                 idle = run.order is None and run.joined_at is not None and not run.stopping
-                if idle and now - run.last_busy > self._setup.workers.idle_seconds:
+                if idle and (self._used_up or now - run.last_busy > self._setup.workers.idle_seconds):
                     self._retire(run)
             await self._keep_budget()
             async with self._changed:

@@ -22,7 +22,8 @@ def test_a_search_in_slices_ends_as_one_in_one_go(cluster: None, make_search: An
     slices: list[Any] = []
     while not slices or slices[-1].exit_status == 3:
         assert len(slices) < 12, "it does not get on"
-        slices.append(run_search(space, f"budget.gpu_hours={5 * (len(slices) + 1) / 3600}"))
+        spent = json.loads((slices[-1].folder / "spent.json").read_text())["worker_seconds"] if slices else 0
+        slices.append(run_search(space, f"budget.gpu_hours={(spent + 6) / 3600}"))
         summary = slices[-1].summary
         if slices[-1].exit_status == 3:
             assert summary["stopped_by"].startswith("budget.gpu_hours")
