@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench clean
+.PHONY: venv face tune train test check assets bench bench-scale clean
 
 venv: $(STAMP)
 
@@ -48,6 +48,9 @@ assets: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-scale: $(STAMP)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.
 clean:

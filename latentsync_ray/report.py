@@ -136,7 +136,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         writer.flush()
 
 
-NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": []}
+NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": []}
 """The engine's words on a run that needed no engine."""
 
 
@@ -205,13 +205,13 @@ def write_report(
         "trials_by_status": {
             s: sum(t.status == s for t in trials.values()) for s in ("finished", "stopped", "diverged", "failed")
         },
-        "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
+        "steps_trained": sum(totals["num_steps"] for totals in status["trained"].values()),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
         "gpu_seconds": status["worker_seconds"],
-        "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
-        "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
+        "train_seconds": sum(totals["train_seconds"] for totals in status["trained"].values()),
+        "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
         "wall_seconds": wall_seconds,
         "syncnet_accuracy": syncnet_accuracy,
         "notices": status["notices"],
