@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench chaos clean
+.PHONY: venv face tune train test check assets bench bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -49,9 +49,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
+bench-scale: $(STAMP)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
+
 # make chaos ARGS='--kills 30 --seed 0'
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+# What adaptive searches find, held against a grid that is trained whole.
+truth: face
+	$(BIN)/python benchmarks/truth.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.
 clean:

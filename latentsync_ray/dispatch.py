@@ -1,13 +1,16 @@
 """The engine's decisions, as plain data and pure logic: what to train next, where, and what to keep.
 
-Knows no Ray and no clock, so that plans and simulations can drive the very logic that runs.
+Knows no Ray and no clock, so that plans and simulations can drive the very logic that runs. Nothing that happens for
+one segment looks at all trials, orders or ancestors, so that a search may have ten thousands of each.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from latentsync_ray.ready import ReadyQueue
 from latentsync_ray.segment import FIRST_STAGE, Segment
 
 LINGER_SECONDS = 0.5
@@ -83,27 +86,45 @@ class Dispatcher:
         self.checkpoints: dict[str, str] = {}
         """Trial -> key of the state that its newest checkpoint points to."""
         self._arrivals = 0
+        # What follows from the above, kept up to date so that nothing has to be searched for.
+        self._queue = ReadyQueue()
+        self._num_standing: Counter[str] = Counter()
+        """Key -> number of trials whose position or checkpoint it is."""
+        self._followers: defaultdict[str, dict[str, Order]] = defaultdict(dict)
+        """Key -> orders for the segments that follow it."""
+        self._waits: defaultdict[str, set[str]] = defaultdict(set)
+        """Trial -> keys of the orders that it waits for."""
+        self._leaps: dict[str, str] = {}
+        """Key -> an ancestor such that none between the two has a state that could be dropped."""
 
     def add_root(self, root: str) -> None:
         """Makes a root known: the state before the first step needs nothing stored."""
-        self.kept.add(root)
+        self._set_kept(root, True)
 
     def add_done(self, segment: Segment, state_kept: bool) -> None:
         """Makes a finished segment known."""
+        if state_kept and segment.key in self.done and segment.key not in self.kept:
+            self._leaps.clear()  # a state that was gone is there again
         self.done[segment.key] = segment
         if state_kept:
-            self.kept.add(segment.key)
+            self._set_kept(segment.key, True)
 
     def ask(self, segment: Segment, trial: str) -> None:
         """A trial wants a segment; ancestors whose states are gone are ordered with it."""
         self._settle(trial)
+        self._order(segment, trial)
+
+    def _order(self, segment: Segment, trial: str) -> None:
         wanted: Segment | None = segment
         while wanted is not None:
             order = self.orders.get(wanted.key)
             if order is None:
                 self._arrivals += 1
                 order = self.orders[wanted.key] = Order(wanted, self._arrivals)
+                self._followers[wanted.parent][wanted.key] = order
             order.waiters.add(trial)
+            self._waits[trial].add(wanted.key)
+            self._requeue(order)
             wanted = None if order.group or wanted.parent in self.kept else self.done.get(wanted.parent)
 
     def missing_ancestor(self, segment: Segment) -> str | None:
@@ -121,42 +142,42 @@ class Dispatcher:
         """A trial is given a finished segment. Returns keys whose states nobody needs any more."""
         self._settle(trial)
         passed = {self.positions.get(trial, segment.parent)}
-        parent = segment.parent
-        while parent in self.done:  # ancestors that had to be trained again are no longer needed either
-            passed.add(parent)
-            parent = self.done[parent].parent
-        self.positions[trial] = segment.key
+        passed.update(self._droppable_ancestors(segment))  # some may have had to be trained again
+        self._move(trial, segment.key)
         self.thinking.setdefault(segment.key, set()).add(trial)
         return sorted(key for key in passed if self._unneeded(key))
 
     def hold(self, trial: str, key: str) -> list[str]:
         """A trial's checkpoint points to a state, from which a clone may start. Returns keys no longer needed."""
         before, self.checkpoints[trial] = self.checkpoints.get(trial), key
-        return [before] if before is not None and self._unneeded(before) else []
+        self._num_standing[key] += 1
+        if before is None:
+            return []
+        self._leave_standing(before)
+        return [before] if self._unneeded(before) else []
 
     def leave(self, trial: str) -> None:
         """A trial has ended; what only it waits for and nobody has begun is dropped."""
         self._settle(trial)
-        for key, order in list(self.orders.items()):
+        for key in self._waits.pop(trial, ()):
+            order = self.orders[key]
             order.waiters.discard(trial)
-            if not order.waiters and order.group is None:
-                del self.orders[key]
+            if order.waiters or order.group is not None:
+                self._requeue(order)
+            else:
+                self.withdraw(key)
 
-    def _settle(self, trial: str) -> None:
-        for trials in self.thinking.values():
-            trials.discard(trial)
-        self.thinking = {key: trials for key, trials in self.thinking.items() if trials}
+    def forget(self, trial: str) -> None:
+        """A trial has left and needs not even the last state that it was given."""
+        self._move(trial, None)
 
     def ready(self, num_workers: int | None = None) -> list[Order]:
         """Orders that could start now, the one with the most waiters first."""
-        orders = [
-            order
-            for order in self.orders.values()
-            if order.group is None
-            and order.segment.parent in self.kept
-            and num_workers in (None, order.segment.num_workers)
-        ]
-        return sorted(orders, key=lambda order: (-len(order.waiters), order.number))
+        return [self.orders[key] for key in self._queue.in_order(num_workers)]
+
+    def any_ready(self) -> bool:
+        """Whether an order could start now."""
+        return bool(self._queue.sizes())
 
     def assign(self, name: str, now: float) -> Order | None:
         """Gives a free group its next order, or None if there is none for it yet.
@@ -167,17 +188,28 @@ class Dispatcher:
         """
         group = self.groups[name]
         assert group.order is None
-        # A free group takes what follows the state that it holds by itself, so the others leave it alone.
-        alike = [g for g in self.groups.values() if g.num_workers == group.num_workers and g.order is None]
-        theirs = {g.held for g in alike} - {group.held}
-        orders = [o for o in self.ready(group.num_workers) if o.segment.parent not in theirs]
-        if not orders:
+        best = self._best(group)
+        if best is None:
             return None
-        best = min(orders, key=lambda o: (-len(o.waiters), o.segment.parent != group.held, o.number))
         lingering = group.free_since is not None and now - group.free_since < LINGER_SECONDS
         if lingering and best.segment.parent != group.held and self._num_thinking(group) > len(best.waiters):
             return None
         best.group, group.order = name, best.segment.key
+        self._requeue(best)
+        return best
+
+    def _best(self, group: Group) -> Order | None:
+        """The order with the most waiters; among equals one that follows the state that the group holds."""
+        if group.num_workers not in self._queue.sizes():
+            return None
+        # A free group takes what follows the state that it holds by itself, so the others leave it alone.
+        alike = [g for g in self.groups.values() if g.num_workers == group.num_workers and g.order is None]
+        theirs = {g.held for g in alike} - {group.held}
+        orders = (self.orders[key] for key in self._queue.in_order(group.num_workers))
+        best = next((order for order in orders if order.segment.parent not in theirs), None)
+        at_hand = self._queue.first_after(group.held or "", group.num_workers)
+        if best is not None and at_hand is not None and len(self.orders[at_hand].waiters) == len(best.waiters):
+            return self.orders[at_hand]
         return best
 
     def _num_thinking(self, group: Group) -> int:
@@ -187,7 +219,7 @@ class Dispatcher:
         """The group has trained its order and published the state."""
         group = self.groups[name]
         assert group.order is not None
-        order = self.orders.pop(group.order)
+        order = self.withdraw(group.order)
         group.held, group.order, group.free_since = order.segment.key, None, now
         self.add_done(order.segment, state_kept=True)
         return order
@@ -211,9 +243,12 @@ class Dispatcher:
         order.group = None
         order.errors.append(error)
         order.losses += lost
-        if not order.waiters:
-            del self.orders[key]
-        return self.orders.pop(key, None) if order.hopeless else None
+        if order.waiters and not order.hopeless:
+            for trial in list(order.waiters):
+                self._order(order.segment, trial)  # its parent's state may have been lost meanwhile
+            return None
+        self.withdraw(key)
+        return order if order.waiters else None
 
     def state_lost(self, name: str, parent: str, error: str) -> Order | None:
         """The stored state that the group was to start from is damaged or gone: it will be trained again.
@@ -221,12 +256,28 @@ class Dispatcher:
         Returns:
             The order, with its errors, if that has happened too often.
         """
-        self.kept.discard(parent)
+        self._set_kept(parent, False)
         given_up = self.fail(name, error)
         for other in list(self.orders.values()):
             for trial in list(other.waiters):
                 self.ask(other.segment, trial)
         return given_up
+
+    def withdraw(self, key: str) -> Order:
+        """Takes an order out: it is done, dropped or given up."""
+        order = self.orders.pop(key)
+        self._queue.remove(order.segment)
+        followers = self._followers[order.segment.parent]
+        del followers[key]
+        if not followers:
+            del self._followers[order.segment.parent]
+        for trial in order.waiters:
+            self._waits[trial].discard(key)
+        return order
+
+    def waiting_for(self, key: str) -> list[Order]:
+        """Orders that nobody has begun and that start from the state of this key."""
+        return [order for order in self._followers.get(key, {}).values() if order.group is None]
 
     def add_group(self, name: str, num_workers: int) -> Group:
         """A group is being started."""
@@ -242,20 +293,23 @@ class Dispatcher:
     def groups_to_start(self) -> list[int]:
         """World sizes of the groups that distinct waiting work asks for, within the maximum."""
         room = self.max_groups - len(self.groups)
-        idle = [group.num_workers for group in self.groups.values() if group.order is None]
-        wanted = []
-        for order in self.ready():
-            size = order.segment.num_workers
-            if size in idle:
-                idle.remove(size)
-            elif room > 0:
+        if room <= 0 or not self.any_ready():
+            return []
+        idle = Counter(group.num_workers for group in self.groups.values() if group.order is None)
+        wanted: list[int] = []
+        for key in self._queue.in_order():
+            size = self.orders[key].segment.num_workers
+            if idle[size] > 0:
+                idle[size] -= 1
+            else:
                 wanted.append(size)
-                room -= 1
+                if len(wanted) == room:
+                    break
         return wanted
 
     def group_to_stop(self) -> str | None:
         """A free group without work of its size, where another size is wanted and there is no room for it."""
-        wanted = {order.segment.num_workers for order in self.ready()}
+        wanted = self._queue.sizes()
         if len(self.groups) < self.max_groups or wanted <= {group.num_workers for group in self.groups.values()}:
             return None
         idle = (g.name for g in self.groups.values() if g.order is None and g.num_workers not in wanted)
@@ -271,25 +325,69 @@ class Dispatcher:
         places = [self.done[self.positions[trial]].stage for trial in live if trial in self.positions]
         if len(self.positions) < num_trials or FIRST_STAGE in places:
             return []
-        needed = {
-            *self.positions.values(),
-            *self.checkpoints.values(),
-            *(order.segment.parent for order in self.orders.values()),
-        }
+        needed = {*self._num_standing, *self._followers}
         return sorted(k for k in self.kept - needed if k in self.done and self.done[k].stage == FIRST_STAGE)
-
-    def _unneeded(self, key: str) -> bool:
-        segment = self.done.get(key)
-        if segment is None or key not in self.kept:
-            return False
-        if segment.stage == FIRST_STAGE and segment.end_step >= self.keep_first_stage_from:
-            return False
-        if key in self.positions.values() or key in self.checkpoints.values():
-            return False
-        return not any(order.segment.parent == key for order in self.orders.values())
 
     def dropped(self, keys: Iterable[str], drop: Callable[[str], None]) -> None:
         """Forgets the states of these keys and has them deleted."""
         for key in keys:
-            self.kept.discard(key)
+            self._set_kept(key, False)
             drop(key)
+
+    # What follows from what has changed
+
+    def _settle(self, trial: str) -> None:
+        """The trial no longer thinks about what to ask for next."""
+        position = self.positions.get(trial, "")
+        thinking = self.thinking.get(position, set())
+        thinking.discard(trial)
+        if not thinking:
+            self.thinking.pop(position, None)
+
+    def _move(self, trial: str, position: str | None) -> None:
+        left = self.positions.pop(trial, None)
+        if left is not None:
+            self._leave_standing(left)
+        if position is not None:
+            self.positions[trial] = position
+            self._num_standing[position] += 1
+
+    def _leave_standing(self, key: str) -> None:
+        self._num_standing[key] -= 1
+        if not self._num_standing[key]:
+            del self._num_standing[key]
+
+    def _requeue(self, order: Order) -> None:
+        if order.group is None and order.segment.parent in self.kept:
+            self._queue.put(order.segment, len(order.waiters), order.number)
+        else:
+            self._queue.remove(order.segment)
+
+    def _set_kept(self, key: str, kept: bool) -> None:
+        self.kept.add(key) if kept else self.kept.discard(key)
+        for order in self._followers.get(key, {}).values():
+            self._requeue(order)
+
+    def _droppable_ancestors(self, segment: Segment) -> list[str]:
+        """Ancestors whose states are there and could be dropped; stretches without any are walked only once."""
+        found: list[str] = []
+        stretch, key = [segment.key], segment.parent
+        while True:
+            if key not in self.done or self._droppable(key):
+                self._leaps.update(dict.fromkeys(stretch, key))
+                stretch = []
+                if key not in self.done:
+                    return found
+                found.append(key)
+            stretch.append(key)
+            key = self._leaps.get(key, self.done[key].parent)
+
+    def _droppable(self, key: str) -> bool:
+        segment = self.done[key]
+        may_branch = segment.stage == FIRST_STAGE and segment.end_step >= self.keep_first_stage_from
+        return key in self.kept and not may_branch
+
+    def _unneeded(self, key: str) -> bool:
+        return (
+            key in self.done and self._droppable(key) and not self._num_standing[key] and key not in self._followers
+        )

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
 """After so many groups in a row that end before their workers report, those who wait are told."""
+MAX_CALLS = 100_000
+"""Calls that the engine has open at once; every trial that waits is one, and its workers must get through to it."""
 _PREFETCH = "prefetch"
 _QUIET_SECONDS = 5.0
 """At a budget, trials that have been given nothing for so long have no more to find in the store."""
@@ -96,7 +98,9 @@ class Engine:
         self._changed = asyncio.Condition()
         self._num_groups = 0
         self._failed_starts = 0
-        self._trained: list[dict[str, Any]] = []
+        self._trained: dict[str, dict[str, float]] = {}
+        self._seconds_per_step: float | None = None
+        self._poke_due: asyncio.TimerHandle | None = None
         self._notices: list[str] = []
         self._worker_seconds = 0.0
         self._started_at = self._answered_at = self._noted_at = time.monotonic()
@@ -130,7 +134,7 @@ class Engine:
         self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
         self._actors[trial] = actor
         self._dispatcher.add_root(root)
-        segment = Segment(**values)
+        segment = self._segment(values)
         key = segment.key
         if self._broken is not None:
             return {"error": self._broken, "diverged": False}
@@ -179,19 +183,17 @@ class Engine:
             if "metrics" not in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
         await self.leave(_PREFETCH, _PREFETCH)
-        self._dispatcher.positions.pop(_PREFETCH, None)
+        self._dispatcher.forget(_PREFETCH)
         async with self._changed:
             self._changed.notify_all()
 
     def _start_in_time(self, global_step: int, branching_step: int) -> None:
         """Starts the other groups when they will be up at the step from which trials differ, and no sooner."""
         joined = [run for run in self._runs.values() if run.joined_at is not None]
-        if self._closed or self._used_up or not joined or not self._trained:
+        if self._closed or self._used_up or not joined or self._seconds_per_step is None:
             return
         startup_seconds = (joined[0].joined_at or 0.0) - joined[0].started_at
-        last = self._trained[-1]
-        seconds_per_step = (last["train_seconds"] + last["validate_seconds"]) / last["num_steps"]
-        if (branching_step - global_step) * seconds_per_step <= startup_seconds:
+        if (branching_step - global_step) * self._seconds_per_step <= startup_seconds:
             for _ in range(self._setup.workers.max_groups - len(self._runs)):
                 self._start(joined[0].num_workers)
 
@@ -211,9 +213,20 @@ class Engine:
                 self._notice(f"{error}; it will be trained again")
                 return None
             if record is not None and key not in self._records:
-                self._records[key] = record
-                self._dispatcher.add_done(Segment(**record["segment"]), record["state"]["status"] == "kept")
+                self._remember(key, record)
+                self._dispatcher.add_done(self._segment(record["segment"]), record["state"]["status"] == "kept")
         return self._records.get(key)  # a worker may have published it while the store was read
+
+    def _segment(self, values: dict[str, Any]) -> Segment:
+        """A segment that shares its settings with its parent: 8 kB for each of 100,000 would be too much."""
+        parent = self._dispatcher.done.get(values["parent"])
+        if parent is not None and parent.config == values["config"]:
+            values = {**values, "config": parent.config}
+        return Segment(**values)
+
+    def _remember(self, key: str, record: dict[str, Any]) -> None:
+        """Keeps what will be asked for again; the losses of every step stay in the store alone."""
+        self._records[key] = {name: record[name] for name in ("metrics", "state")}
 
     async def _learn_ancestors(self, segment: Segment) -> None:
         """Tells the dispatcher of stored ancestors, back to one whose state is kept."""
@@ -249,7 +262,7 @@ class Engine:
         return {
             "segment": run.order.segment.to_dict(),
             "parent_state": parent and parent["state"],
-            "parent_stage": parent["segment"]["stage"] if parent else "",
+            "parent_stage": self._dispatcher.done[run.order.segment.parent].stage if parent else "",
         }
 
     async def finished(self, group: str, number: int, record: dict[str, Any]) -> None:
@@ -261,11 +274,9 @@ class Engine:
         if self._num_losses:
             self._num_losses = 0
             await asyncio.to_thread(self._note_losses)
-        self._records[order.segment.key] = record
         self._stored_bytes += record["state"]["bytes"]
-        self._trained.append(
-            {"num_steps": order.segment.num_steps, "stage": order.segment.stage, **record["timings"]}
-        )
+        self._remember(order.segment.key, record)
+        self._count(order.segment, record["timings"])
         self._next(run)
         self._answer(order.segment.key, record)
         await self._poke()
@@ -321,7 +332,7 @@ class Engine:
             "num_groups": len(self._runs),
             "num_starting": sum(run.joined_at is None for run in self._runs.values()),
             "num_queued": sum(order.group is None for order in self._dispatcher.orders.values()),
-            "trained": list(self._trained),
+            "trained": {stage: dict(totals) for stage, totals in self._trained.items()},
             "worker_seconds": self._seconds_held(),
             "notices": list(self._notices),
             "stopped_by": self._used_up if quiet and not training else None,
@@ -352,13 +363,11 @@ class Engine:
         """Hands out what can be handed out, starts and stops groups, and wakes who waits."""
         now = time.monotonic()
         lingering = False
-        for run in sorted(self._runs.values(), key=lambda run: run.name):
-            free = run.order is None and run.joined_at is not None and not run.restarting and not run.stopping
-            if free and not self._used_up:
+        runs = self._runs.values() if self._dispatcher.any_ready() and not self._used_up else []
+        for run in sorted((run for run in runs if run.order is None), key=lambda run: run.name):
+            if run.joined_at is not None and not run.restarting and not run.stopping:
                 run.order = self._dispatcher.assign(run.name, now)
                 lingering = lingering or run.order is None
-            if run.order is not None:
-                run.last_busy = now
         for num_workers in [] if self._closed or self._used_up else self._dispatcher.groups_to_start():
             self._start(num_workers)
         in_the_way = self._dispatcher.group_to_stop()
@@ -366,8 +375,12 @@ class Engine:
             self._retire(self._runs[in_the_way])
         async with self._changed:
             self._changed.notify_all()
-        if lingering and self._dispatcher.ready():
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, lambda: self._in_background(self._poke()))
+        if lingering and self._dispatcher.any_ready() and self._poke_due is None:
+            self._poke_due = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._poke_again)
+
+    def _poke_again(self) -> None:
+        self._poke_due = None
+        self._in_background(self._poke())
 
     async def _keep_house(self) -> None:
         """Gives back groups that have had nothing to do for a while, or will have nothing to do any more."""
@@ -488,6 +501,13 @@ class Engine:
             self._give_up(given_up)
         self._next(run)
 
+    def _count(self, segment: Segment, timings: dict[str, float]) -> None:
+        """Adds a trained segment to its stage's totals."""
+        totals = self._trained.setdefault(segment.stage, {})
+        for name, value in {"num_steps": segment.num_steps, **timings}.items():
+            totals[name] = totals.get(name, 0) + value
+        self._seconds_per_step = (timings["train_seconds"] + timings["validate_seconds"]) / segment.num_steps
+
     def _next(self, run: _Run) -> None:
         run.number += 1
         run.order = None
@@ -501,7 +521,7 @@ class Engine:
         for order in list(self._dispatcher.orders.values()):
             if order.group is None and order.segment.key in self._dispatcher.orders:
                 order.errors.append(error)
-                self._give_up(self._dispatcher.orders.pop(order.segment.key))
+                self._give_up(self._dispatcher.withdraw(order.segment.key))
 
     def _give_up(self, order: Order) -> None:
         segment = order.segment
@@ -509,11 +529,10 @@ class Engine:
         self._errors[segment.key] = {"error": message, "diverged": order.diverged}
         self._answer(segment.key, self._errors[segment.key])
         # Descendants that wait for a state which will not come fail with it.
-        for other in list(self._dispatcher.orders.values()):
-            if other.segment.parent == segment.key and other.group is None:
-                other.errors.append(order.errors[-1])
-                other.diverged = order.diverged
-                self._give_up(self._dispatcher.orders.pop(other.segment.key))
+        for other in self._dispatcher.waiting_for(segment.key):
+            other.errors.append(order.errors[-1])
+            other.diverged = order.diverged
+            self._give_up(self._dispatcher.withdraw(other.segment.key))
 
     def _answer(self, key: str, outcome: dict[str, Any]) -> None:
         answer = self._answers.pop(key, None)
@@ -550,4 +569,5 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 def start_engine(name: str, setup: EngineSetup) -> Any:
     """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts."""
-    return ray.remote(Engine).options(name=name, num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(setup)
+    limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
+    return ray.remote(Engine).options(name=name, num_cpus=0, **limits).remote(setup)

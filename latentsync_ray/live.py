@@ -75,7 +75,7 @@ class LiveView:
             for state in ("running", "finished", "stopped", "diverged", "failed")
         }
         asked = sum(trial.num_steps for trial in trials)
-        trained = sum(entry["num_steps"] for entry in status["trained"])
+        trained = sum(totals["num_steps"] for totals in status["trained"].values())
         shared = f"{1 - trained / asked:.0%} shared" if asked else "nothing shared yet"
         groups = f"{status['num_groups'] - status['num_starting']} worker groups, {status['num_starting']} starting"
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
@@ -116,16 +116,14 @@ class LiveView:
 
     def _seconds_left(self, status: dict[str, Any], trials: list[TrialLog]) -> float | None:
         """An upper estimate: every live trial runs to its end, and stage one is shared as far as it can be."""
-        seconds: dict[str, float] = {}
-        steps: dict[str, int] = {}
-        for entry in status["trained"]:
-            stage = entry["stage"]
-            seconds[stage] = seconds.get(stage, 0.0) + entry["train_seconds"] + entry["validate_seconds"]
-            steps[stage] = steps.get(stage, 0) + entry["num_steps"]
-        if "first_stage" not in steps:
+        per_step = {
+            stage: (totals["train_seconds"] + totals["validate_seconds"]) / totals["num_steps"]
+            for stage, totals in status["trained"].items()
+        }
+        if "first_stage" not in per_step:
             return None
-        first = seconds["first_stage"] / steps["first_stage"]
-        second = seconds["second_stage"] / steps["second_stage"] if "second_stage" in steps else 2 * first
+        first = per_step["first_stage"]
+        second = per_step.get("second_stage", 2 * first)
         running = [trial for trial in trials if trial.status == "running"]
         in_first = [trial for trial in running if trial.transition_step is None]
         ends = [

@@ -179,7 +179,7 @@ def _number(trial: Any) -> int:
     return trial_number(trial.trial_id, trial.config)
 
 
-NOTHING_DONE: dict[str, Any] = {"trained": [], "worker_seconds": 0.0, "notices": [], "stopped_by": None}
+NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": [], "stopped_by": None}
 """The engine's words on a run that needed no engine."""
 
 
@@ -254,15 +254,15 @@ def write_report(
             s: sum(t.status == s for t in trials.values())
             for s in ("finished", "stopped", "diverged", "failed", "unfinished")
         },
-        "steps_trained": sum(entry["num_steps"] for entry in status["trained"]),
+        "steps_trained": sum(totals["num_steps"] for totals in status["trained"].values()),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "steps_unfinished": sum(_steps_left(recipe, t) for t in trials.values() if t.status == "unfinished"),
         "stopped_by": status["stopped_by"],
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
         "gpu_seconds": status["worker_seconds"],
-        "train_seconds": sum(entry["train_seconds"] for entry in status["trained"]),
-        "validate_seconds": sum(entry["validate_seconds"] for entry in status["trained"]),
+        "train_seconds": sum(totals["train_seconds"] for totals in status["trained"].values()),
+        "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
         "wall_seconds": wall_seconds,
         "exploits": exploits,
         "syncnet_accuracy": syncnet_accuracy,

@@ -283,6 +283,22 @@ def test_a_lost_state_that_nobody_waits_for_is_left_alone() -> None:
     train(made, sibling)
 
 
+def test_who_fails_after_its_state_was_lost_to_another_one_gets_it_trained_again() -> None:
+    made = dispatcher(num_groups=2)
+    parent, mine = lineage(0, "ab")
+    theirs = lineage(0, "ac")[1]
+    made.add_done(parent, state_kept=True)
+    made.ask(mine, "t0")
+    made.ask(theirs, "t1")
+    assert made.assign("g0", 0.0).segment == mine
+    assert made.assign("g1", 0.0).segment == theirs
+    made.state_lost("g1", parent.key, "damaged")
+    made.leave("t1")
+    assert made.fail("g0", "fault") is None
+    train(made, parent)
+    train(made, mine)
+
+
 def test_a_store_that_loses_every_state_ends_in_an_error() -> None:
     made = dispatcher(num_groups=1)
     one, two = lineage(0, "ab")
@@ -351,6 +367,66 @@ def test_a_group_without_work_makes_room_for_another_size() -> None:
     assert made.groups_to_start() == [2]
 
 
+class Checked(Dispatcher):
+    """A dispatcher whose answers are compared with those of a look at everything."""
+
+    def _waiting(self, num_workers: int | None = None) -> list[Order]:
+        orders = [
+            order
+            for order in self.orders.values()
+            if order.group is None
+            and order.segment.parent in self.kept
+            and num_workers in (None, order.segment.num_workers)
+        ]
+        return sorted(orders, key=lambda order: (-len(order.waiters), order.number))
+
+    def assign(self, name: str, now: float) -> Order | None:
+        group = self.groups[name]
+        others = [g for g in self.groups.values() if g.num_workers == group.num_workers and g.order is None]
+        theirs = {g.held for g in others} - {group.held}
+        orders = [order for order in self._waiting(group.num_workers) if order.segment.parent not in theirs]
+        best = min(orders, key=lambda o: (-len(o.waiters), o.segment.parent != group.held, o.number), default=None)
+        assert self.ready(group.num_workers) == self._waiting(group.num_workers)
+        assigned = super().assign(name, now)
+        assert assigned is None or assigned is best
+        lingering = group.free_since is not None and now - group.free_since < LINGER_SECONDS
+        assert assigned is not None or best is None or lingering
+        return assigned
+
+    def groups_to_start(self) -> list[int]:
+        assert self.ready() == self._waiting()
+        idle = Counter(group.num_workers for group in self.groups.values() if group.order is None)
+        wanted = []
+        for order in self._waiting():
+            size = order.segment.num_workers
+            idle[size] -= 1
+            wanted += [size] * (idle[size] < 0)
+        started = super().groups_to_start()
+        assert started == wanted[: self.max_groups - len(self.groups)]
+        return started
+
+    def give(self, segment: Segment, trial: str) -> list[str]:
+        passed = {self.positions.get(trial, segment.parent)}
+        parent = segment.parent
+        while parent in self.done:
+            passed.add(parent)
+            parent = self.done[parent].parent
+        unneeded = super().give(segment, trial)
+        needed = {*self.positions.values(), *(order.segment.parent for order in self.orders.values())}
+        assert set(unneeded) == {
+            key
+            for key in (passed & self.done.keys() & self.kept) - needed
+            if self.done[key].stage == SECOND_STAGE or self.done[key].end_step < self.keep_first_stage_from
+        }
+        return unneeded
+
+    def leave(self, trial: str) -> None:
+        super().leave(trial)
+        assert all(order.waiters or order.group for order in self.orders.values())
+        assert not any(trial in order.waiters for order in self.orders.values())
+        assert not any(trial in trials for trials in self.thinking.values())
+
+
 class Search:
     """A whole search in which everything may happen in any order: what the engine does, without Ray.
 
@@ -373,7 +449,7 @@ class Search:
         num_leaves: int = 0,
     ):
         self.rng, self.num_faults, self.num_leaves = rng, num_faults, num_leaves
-        self.made = Dispatcher(max_groups, keep_from)
+        self.made = Checked(max_groups, keep_from)
         self.made.add_root("root")
         self.todo = {f"t{number}": list(walk) for number, walk in enumerate(trials)}
         self.waiting: dict[str, Segment] = {}
@@ -467,10 +543,9 @@ class Search:
                 del self.waiting[trial]
                 self.made.leave(trial)
                 self.ended[trial] = "failed"
-        for other in list(self.made.orders.values()):
-            if other.segment.parent == order.segment.key:
-                self.failures[other.segment.key] += 1
-                self.give_up(self.made.orders.pop(other.segment.key))
+        for other in self.made.waiting_for(order.segment.key):
+            self.failures[other.segment.key] += 1
+            self.give_up(self.made.withdraw(other.segment.key))
 
     def leave(self) -> None:
         self.num_leaves -= 1

@@ -16,10 +16,10 @@ from latentsync_ray.store import Store
 from latentsync_ray.triallog import TrialLog, best_trial, leave_unfinished
 
 STATUS = {
-    "trained": [
-        {"num_steps": 20, "stage": "first_stage", "train_seconds": 2.0, "validate_seconds": 0.5},
-        {"num_steps": 10, "stage": "second_stage", "train_seconds": 3.0, "validate_seconds": 0.25},
-    ],
+    "trained": {
+        "first_stage": {"num_steps": 20, "train_seconds": 2.0, "validate_seconds": 0.5},
+        "second_stage": {"num_steps": 10, "train_seconds": 3.0, "validate_seconds": 0.25},
+    },
     "worker_seconds": 9.0,
     "stopped_by": None,
     "notices": ["group-1: first_stage to step 20: a worker was lost"],
