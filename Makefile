@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench bench-scale chaos truth clean
+.PHONY: venv face tune train test soak check assets bench bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -34,6 +34,10 @@ train: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
 	$(BIN)/python -m pytest $(ARGS)
+
+# Chaos, leaks, random damage and searches, the rarer schedulers: most of an hour on two cores.
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

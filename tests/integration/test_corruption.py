@@ -15,7 +15,7 @@ from helpers import Outcome
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, whole_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 NUM_ROUNDS, DAMAGES_A_ROUND = 12, 9
 KINDS = {

@@ -66,7 +66,10 @@ def weights_of(segments: list[dict[str, Any]]) -> str:
     return weights_sha256(training.state())
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("pbt", "promotion") else pytest.param(name, marks=pytest.mark.soak) for name in SEARCHES],
+)
 def test_it_ends_is_exact_and_decides_the_same_again(
     name: str, cluster: None, make_search: Any, run_search: Any
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_clone_begins_with_its_sources_weights(cluster: None, make_search: Any
         assert starts == [records[exploit["key"]]["weights_sha256"]]
 
 
+@pytest.mark.soak
 def test_half_of_a_journal_is_followed_to_its_end(cluster: None, make_search: Any, run_search: Any) -> None:
     """As after a driver that was killed: what the journal holds is kept to, what it lacks is decided anew."""
     space = make_search(**SEARCHES["pbt"])
