@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -48,9 +49,19 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    started = time.monotonic()
-    store = Store(search.storage)
-    recipe, fingerprints = ready_inputs(recipe)
+    started, store = time.monotonic(), Store(search.storage)
+    with contextlib.ExitStack() as stack:
+
+        def refuse_soon() -> None:
+            stack.enter_context(cluster())
+            check_resources(search, recipe)
+
+        readied, fingerprints = ready_inputs(recipe, before_drawing=refuse_soon)
+        return _run(search, store, readied, fingerprints, started)
+
+
+def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[str, str], started: float) -> int:
+    """The search itself, on inputs that are there."""
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:
         print(f"warning: {warning}", flush=True)

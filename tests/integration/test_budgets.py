@@ -10,10 +10,6 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def journal(outcome: Any) -> dict[str, Any]:
-    return {file.name: json.loads(file.read_text()) for file in (outcome.folder / "journal").rglob("*.json")}
-
-
 def test_a_search_in_slices_ends_as_one_in_one_go(cluster: None, make_search: Any, run_search: Any) -> None:
     slow = {stage: {"step_seconds": 0.4} for stage in ("first_stage", "second_stage")}
     grid = {"transition.at_step": {"grid": [4, 8]}, "second_stage.optimizer.lr": {"grid": [0.001, 0.01]}}
@@ -30,7 +26,7 @@ def test_a_search_in_slices_ends_as_one_in_one_go(cluster: None, make_search: An
             assert summary["trials"] == 4 and summary["trials_by_status"]["unfinished"] > 0
             assert summary["steps_unfinished"] > 0
     last = slices[-1]
-    trials, executed, decisions = last.trials, last.executed, journal(last)
+    trials, executed = last.trials, last.executed
     assert len(slices) > 2 and last.exit_status == 0
     assert len({outcome.folder for outcome in slices}) == 1  # a budget does not make another search
     assert executed == sorted(set(executed))  # what was begun was finished, nothing twice
@@ -38,7 +34,6 @@ def test_a_search_in_slices_ends_as_one_in_one_go(cluster: None, make_search: An
     clean = run_search(space, store="undisturbed")
     assert trials == clean.trials
     assert executed == clean.executed
-    assert decisions == journal(clean)
     again = run_search(space, "budget.gpu_hours=1e-6")  # it is finished, whatever the budget
     assert again.exit_status == 0
     assert again.trials == clean.trials
