@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench bench-scale chaos truth clean
+.PHONY: venv face tune train test s3 check assets bench bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -34,6 +34,10 @@ train: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
 	$(BIN)/python -m pytest $(ARGS)
+
+# The demo search on an S3 server on this machine that fails, throttles and dawdles at random.
+s3: $(STAMP)
+	$(BIN)/python tests/integration/s3.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

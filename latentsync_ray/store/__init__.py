@@ -21,13 +21,13 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import pyarrow.fs
 from safetensors import SafetensorError
 
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import digest
+from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 TRIALS_FILE = "trials.json"
 """In a search's folder: what became of its trials."""
 _FORMAT = 1
-_OBJECT_STORES = (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)
-_S3_ATTEMPTS = 8
-_PATIENCE_SECONDS = 60
 
 
 class DamagedEntryError(Exception):
@@ -51,7 +48,7 @@ class StorageError(UserError):
     def at(cls, place: str, error: Exception, done: str = "written") -> StorageError:
         """What to tell the user of a write (or what else was to be `done`) that has failed."""
         return cls(
-            f"storage {place}: cannot be {done} ({_reason(error)}); make room or mend it and run the same command "
+            f"storage {place}: cannot be {done} ({reason_of(error)}); make room or mend it and run the same command "
             "again, what was trained is kept"
         )
 
@@ -71,16 +68,16 @@ class Store:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             if "://" in uri:
-                self._filesystem, self.root = _open(uri)
+                self._filesystem, self.root = open_filesystem(uri)
             else:
                 self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), self.uri
-            self._has_folders = not isinstance(self._filesystem, _OBJECT_STORES)
+            self._has_folders = not isinstance(self._filesystem, OBJECT_STORES)
             self.is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
             """Whether its files are files of this system, to be written bit by bit."""
             self._check_place()
         except (OSError, ValueError) as error:
             raise UserError(
-                f"storage {uri}: must be a folder or URI that can be written ({_reason(error)}); name another"
+                f"storage {uri}: must be a folder or URI that can be written ({reason_of(error)}); name another"
             ) from None
 
     def read_record(self, key: str) -> dict[str, Any] | None:
@@ -368,31 +365,6 @@ class Store:
         except (OSError, SafetensorError) as error:
             raise StorageError.at(f"{folder}/state.safetensors", error) from None
         return entry
-
-
-def _open(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a URI and the path in it; an object store gets patience with a busy server, in bounds."""
-    address = urlsplit(uri)
-    options: dict[str, Any] = dict(parse_qsl(address.query))
-    if address.scheme in ("gs", "gcs"):
-        options.setdefault("retry_limit_seconds", str(_PATIENCE_SECONDS))
-        uri = address._replace(query=urlencode(options)).geturl()
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(uri)
-    if address.scheme == "s3":  # a URI can say nothing about retries
-        options = {name: {"true": True, "false": False}.get(value, value) for name, value in options.items()}
-        options["region"] = filesystem.region
-        filesystem = pyarrow.fs.S3FileSystem(
-            access_key=address.username and unquote(address.username),
-            secret_key=address.password and unquote(address.password),
-            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
-            allow_delayed_open=True,  # one request for a small file instead of three
-            **options,
-        )
-    return filesystem, root
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
