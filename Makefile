@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test soak check assets bench bench-scale chaos truth clean
+.PHONY: venv face tune train test soak s3 check assets bench bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -38,6 +38,10 @@ test: $(STAMP)
 # Chaos, leaks, random damage and searches, the rarer schedulers: most of an hour on two cores.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+# The demo search on an S3 server on this machine that fails, throttles and dawdles at random.
+s3: $(STAMP)
+	$(BIN)/python tests/integration/s3.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -539,7 +539,8 @@ class SearchConfig:
     """Trials alive at once; each is a process of about 200 MB that only decides. Does not hold for schedulers that
     pause trials."""
     storage: str = "results"
-    """Folder (or file:// URI) of the store and of the results; relative to the working directory."""
+    """Folder or URI (s3://bucket/prefix, gs://, file://) of the store and of the results; a folder is relative to the
+    working directory."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
     environment: Literal["reported", "strict"] = "reported"

@@ -20,7 +20,7 @@ from latentsync_ray.config import BudgetConfig, WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +136,11 @@ class Engine:
         self._dispatcher.add_root(root)
         segment = self._segment(values)
         key = segment.key
-        if self._broken is not None:
-            return {"error": self._broken, "diverged": False}
         if key in self._errors:
             return self._errors[key]
-        record = await self._record(key)
+        record = None if self._broken else await self._record(key)
+        if self._broken is not None:
+            return {"error": self._broken, "diverged": False}
         if record is None:
             await self._learn_ancestors(segment)
             record = self._records.get(key)  # it may have been finished meanwhile
@@ -211,6 +211,9 @@ class Engine:
                 record = await asyncio.to_thread(self._store.read_record, key)
             except DamagedEntryError as error:
                 self._notice(f"{error}; it will be trained again")
+                return None
+            except StorageError as error:
+                self._broken = str(error)
                 return None
             if record is not None and key not in self._records:
                 self._remember(key, record)

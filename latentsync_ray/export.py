@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and exports. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m latentsync_ray.export", description=__doc__)
-    parser.add_argument("results", type=Path, help="the folder that a search has printed last")
+    parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")
     parser.add_argument("--trial", type=int, help="number of the trial (the best)")
     parser.add_argument(
@@ -43,23 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def trial_weights(results: Path, trial: int | None, stage: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def trial_weights(results: str, trial: int | None, stage: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A trial's last segment, as `Segment.to_dict` gives it, and the model's state dict at its end.
 
     Args:
-        results: The search's folder.
+        results: The search's folder or URI.
         trial: Its number; None for the best.
         stage: At whose end; None for the last that it reached.
 
     Raises:
         UserError: There is no such trial, or its state is no longer kept.
     """
-    folder = results.resolve()
-    if not folder.is_dir() or folder.parent.name != "searches":
-        raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
-    store = Store(str(folder.parents[1]))
+    store, folder = find_results(results)
     try:
-        record = _record(store, folder.name, trial, stage)
+        record = _record(store, folder, trial, stage)
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:
         raise UserError(f"{error}; run the search again, it trains what is missing") from None
@@ -67,17 +64,36 @@ def trial_weights(results: Path, trial: int | None, stage: str | None) -> tuple[
     return record["segment"], weights
 
 
-def _record(store: Store, search: str, trial: int | None, stage: str | None) -> dict[str, Any]:
+def find_results(results: str) -> tuple[Store, str]:
+    """The store of a search, and the search's folder below the store's root.
+
+    Args:
+        results: What the search has printed last, a folder or a URI.
+
+    Raises:
+        UserError: It is no such thing.
+    """
+    if "://" in results:
+        place, mark, options = results.partition("?")
+    else:
+        place, mark, options = str(Path(results).resolve()), "", ""
+    root, _, search = place.rstrip("/").rpartition("/searches/")
+    if not root or not search or "/" in search:
+        raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
+    return Store(f"{root}{mark}{options}"), f"searches/{search}"
+
+
+def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> dict[str, Any]:
     """The record of the last segment of a trial, or of a stage of it."""
-    found = read_trials(store, f"searches/{search}")
+    found = read_trials(store, folder)
     if found is None:
-        raise UserError(f"{search}: has no results yet; let the search end")
+        raise UserError(f"{store.uri_of(folder)}: has no results yet; let the search end")
     trials, best = found
     keys = {number: log.last["key"] for number, log in trials.items() if log.results}
     if trial is None:
         trial = best
     if trial is None:
-        raise UserError(f"{search}: no trial of it has a result; name another search")
+        raise UserError(f"{store.uri_of(folder)}: no trial of it has a result; name another search")
     if trial not in keys:
         raise UserError(f"--trial: must be one of {', '.join(str(number) for number in keys)}, got {trial}")
     record = store.read_record(keys[trial])

@@ -7,6 +7,7 @@ python -m latentsync_ray.generate RESULTS out.mp4 --clip clip.mp4    # an aligne
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.media import Clip, audio_windows, face_mask, read_clip, resize_mask, write_clip
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.encode import AudioEncoder, clip_tensors
-from latentsync_ray.export import trial_weights
+from latentsync_ray.export import find_results, trial_weights
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.sampling import sample_latents
 from latentsync_ray.learn.unet import UNet3DConditionModel
@@ -29,7 +30,7 @@ from latentsync_ray.learn.unet import UNet3DConditionModel
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and generates. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m latentsync_ray.generate", description=__doc__)
-    parser.add_argument("results", type=Path, help="the folder that a search has printed last")
+    parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="the .mp4 to write")
     parser.add_argument("--clip", type=Path, help="an mp4 with sound, face aligned (a held-out drawn clip)")
     parser.add_argument("--audio-encoder", help="the Whisper that the clips were prepared with (the recipe's)")
@@ -45,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--steps: must be from 1 to 1000, got {options.steps}; 20 is usual")
 
     segment, weights = trial_weights(options.results, options.trial, None)
-    recipe = load_recipe(options.results / "best")
+    store, folder = find_results(options.results)
+    with tempfile.TemporaryDirectory() as scratch:
+        store.download(f"{folder}/best", Path(scratch))
+        recipe = load_recipe(Path(scratch))
     clip = _held_out_clip(recipe) if options.clip is None else read_clip(options.clip, options.resolution)
     unet = UNet3DConditionModel(**segment["config"]["model"])
     unet.load_state_dict(weights)

@@ -82,7 +82,7 @@ def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
-        print(f"results: {store.root}/{folder}", flush=True)
+        print(f"results: {store.uri_of(folder)}", flush=True)
         return UNFINISHED
     with cluster() as dashboard:
         for line in check_resources(search, recipe):
@@ -91,7 +91,7 @@ def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[
         print(f"dashboard: {dashboard}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
-            ray_files = scratch if len(ray.nodes()) == 1 else f"{store.uri}/{folder}/ray"
+            ray_files = scratch if len(ray.nodes()) == 1 else store.uri_of(f"{folder}/ray")
             engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
             engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files, folder))
             first = tuple(segment.to_dict() for segment in lineage)
@@ -128,7 +128,7 @@ def _end(
     succeeded = write_report(
         store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
     )
-    print(f"results: {store.root}/{folder}", flush=True)
+    print(f"results: {store.uri_of(folder)}", flush=True)
     if any(trial.status == "unfinished" for trial in trials.values()):
         return UNFINISHED
     return 0 if succeeded else 1

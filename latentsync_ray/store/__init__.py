@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import digest
+from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,15 +42,14 @@ class DamagedEntryError(Exception):
 
 
 class StorageError(UserError):
-    """The storage cannot be written any more: it is full, or gone."""
+    """The storage cannot be written or read any more: it is full, or gone."""
 
     @classmethod
-    def at(cls, place: str, error: Exception) -> StorageError:
-        """What to tell the user of a failed write."""
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    def at(cls, place: str, error: Exception, done: str = "written") -> StorageError:
+        """What to tell the user of a write (or what else was to be `done`) that has failed."""
         return cls(
-            f"storage {place}: cannot be written ({reason}); make room or mend it and run the same command again, "
-            "what was trained is kept"
+            f"storage {place}: cannot be {done} ({reason_of(error)}); make room or mend it and run the same command "
+            "again, what was trained is kept"
         )
 
 
@@ -57,7 +57,8 @@ class Store:
     """Records and states by key; its folders appear when something is written.
 
     Args:
-        uri: A folder, or its `file://` URI.
+        uri: A folder, or a URI of one, as pyarrow takes it: `s3://bucket/prefix?endpoint_override=host:9000`, `gs://`.
+            Credentials are found in the usual places of the environment.
 
     Raises:
         UserError: The place cannot be used.
@@ -67,16 +68,16 @@ class Store:
         self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             if "://" in uri:
-                self._filesystem, self.root = pyarrow.fs.FileSystem.from_uri(uri)
+                self._filesystem, self.root = open_filesystem(uri)
             else:
                 self._filesystem, self.root = pyarrow.fs.LocalFileSystem(), self.uri
+            self._has_folders = not isinstance(self._filesystem, OBJECT_STORES)
             self.is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
             """Whether its files are files of this system, to be written bit by bit."""
             self._check_place()
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(
-                f"storage {uri}: must be a folder or URI that can be written ({reason}); name another"
+                f"storage {uri}: must be a folder or URI that can be written ({reason_of(error)}); name another"
             ) from None
 
     def read_record(self, key: str) -> dict[str, Any] | None:
@@ -172,6 +173,8 @@ class Store:
                 raise DamagedEntryError(f"{path}: is gone") from None
             except SafetensorError as error:
                 raise DamagedEntryError(f"{path}: {error}") from None
+            except OSError as error:
+                raise StorageError.at(path, error, "read") from None
 
     def drop_state(self, key: str) -> None:
         """Deletes a state; the record says so first, so that it never promises what is gone."""
@@ -207,12 +210,19 @@ class Store:
         return sum(size for name, size in files.items() if name.endswith("/state.safetensors"))
 
     def read_bytes(self, name: str) -> bytes | None:
-        """A whole file below the store's root, or None if there is none."""
+        """A whole file below the store's root, or None if there is none.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        path = f"{self.root}/{name}"
         try:
-            with self._filesystem.open_input_stream(f"{self.root}/{name}") as stream:
+            with self._filesystem.open_input_stream(path) as stream:
                 content = stream.read()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StorageError.at(path, error, "read") from None
         assert isinstance(content, bytes)
         return content
 
@@ -224,7 +234,7 @@ class Store:
         """
         path = f"{self.root}/{name}"
         try:
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            self._make_folder(path.rpartition("/")[0])
             if not self.is_local:  # an object store shows an upload only when it is complete
                 with self._filesystem.open_output_stream(path) as stream:
                     stream.write(content)
@@ -294,6 +304,28 @@ class Store:
         except OSError as error:
             raise StorageError.at(f"{self.root}/{name}", error) from None
 
+    def download(self, name: str, local: Path) -> None:
+        """Copies a folder below the store's root to a folder of this system.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        try:
+            pyarrow.fs.copy_files(f"{self.root}/{name}", str(local), source_filesystem=self._filesystem)
+        except OSError as error:
+            raise StorageError.at(f"{self.root}/{name}", error, "read") from None
+
+    def uri_of(self, name: str) -> str:
+        """Names a file or folder below the store's root, for users and other programs."""
+        if self.is_local:
+            return f"{self.root}/{name}"
+        place, mark, options = self.uri.partition("?")
+        return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+    def _make_folder(self, path: str) -> None:
+        if self._has_folders:
+            self._filesystem.create_dir(path, recursive=True)
+
     def _check_place(self) -> None:
         """Fails unless the root is a folder that can be written, or could be made; leaves no trace.
 
@@ -304,6 +336,9 @@ class Store:
             raise ValueError("it names no folder")
         if self._filesystem.get_file_info(self.root).type == pyarrow.fs.FileType.File:
             raise NotADirectoryError("it is a file")
+        bucket = self.root.partition("/")[0]
+        if not self._has_folders and self._filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
+            raise FileNotFoundError(f"there is no bucket {bucket}")
         if self.is_local:
             existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
             tempfile.TemporaryFile(dir=existing).close()
@@ -313,7 +348,7 @@ class Store:
 
         folder = f"{self.root}/segments/{key}"
         try:
-            self._filesystem.create_dir(folder, recursive=True)
+            self._make_folder(folder)
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(folder if self.is_local else scratch) / f"state.{uuid.uuid4().hex}.tmp"
                 try:

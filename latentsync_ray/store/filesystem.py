@@ -1,0 +1,44 @@
+"""Filesystems by URI, as pyarrow knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import pyarrow.fs
+
+OBJECT_STORES = (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)
+"""They have no folders, and show a file only when all of it is there."""
+_S3_ATTEMPTS = 8
+"""With the pauses between them 35 to 60 seconds, and a storage that cannot be reached is given up."""
+_GS_SECONDS = 60
+
+
+def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem of a URI and the path in it; an object store gets patience with a busy server, in bounds.
+
+    Raises:
+        OSError, ValueError: It cannot be used, with the reason.
+    """
+    address = urlsplit(uri)
+    options: dict[str, Any] = dict(parse_qsl(address.query))
+    if address.scheme in ("gs", "gcs"):
+        options.setdefault("retry_limit_seconds", str(_GS_SECONDS))
+        uri = address._replace(query=urlencode(options)).geturl()
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(uri)
+    if address.scheme == "s3":  # a URI can say nothing about retries
+        options = {name: {"true": True, "false": False}.get(value, value) for name, value in options.items()}
+        options["region"] = filesystem.region
+        filesystem = pyarrow.fs.S3FileSystem(
+            access_key=address.username and unquote(address.username),
+            secret_key=address.password and unquote(address.password),
+            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+            allow_delayed_open=True,  # one request for a small file instead of three
+            **options,
+        )
+    return filesystem, root
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a filesystem says, in one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
