@@ -35,7 +35,7 @@ test: $(STAMP)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
 	$(BIN)/python -m pytest $(ARGS)
 
-# Chaos, leaks, random damage and searches, the rarer schedulers: most of an hour on two cores.
+# Chaos, leaks, random damage and searches, budgets, branches, an object store: hours on two cores.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak $(ARGS)
 

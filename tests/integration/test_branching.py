@@ -13,7 +13,7 @@ from latentsync_ray import train
 from latentsync_ray.config import UserError
 from latentsync_ray.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 def test_a_branch_by_hand_is_what_a_trial_would_have_done(

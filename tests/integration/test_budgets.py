@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 def test_a_search_in_slices_ends_as_one_in_one_go(cluster: None, make_search: Any, run_search: Any) -> None:
