@@ -28,11 +28,12 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig, WorkersConfig
+from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.configfiles import load_search
 from latentsync_ray.dispatch import Dispatcher
 from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.search_config import WorkersConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 
 SHARED, OWN = 2, 10

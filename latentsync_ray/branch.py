@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from latentsync_ray.config import Recipe, SearchConfig, UserError
+from latentsync_ray.config import Recipe, UserError
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import SECOND_STAGE, Segment
 from latentsync_ray.store import DamagedEntryError, Store
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from latentsync_ray.config import BudgetConfig, UserError
+from latentsync_ray.config import UserError
+from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.store import DamagedEntryError, Store
 
 _GIGABYTE = 1e9

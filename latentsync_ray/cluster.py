@@ -23,7 +23,8 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
-from latentsync_ray.config import Recipe, SearchConfig, UserError
+from latentsync_ray.config import Recipe, UserError
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.trial import MEMORY_BYTES
 
 _NODE_TYPE = "ray.io/node-group"

@@ -17,15 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from latentsync_ray.config import (
-    NEEDED_COMPONENTS,
-    Complaint,
-    ComponentsConfig,
-    Recipe,
-    SearchConfig,
-    StageConfig,
-    UserError,
-)
+from latentsync_ray.config import NEEDED_COMPONENTS, Complaint, ComponentsConfig, Recipe, StageConfig, UserError
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.syncnet_config import SyncNetConfig
 
 STAGE_FILES = {"first_stage": "first_stage.yaml", "second_stage": "second_stage.yaml"}

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import ray
 
 from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
-from latentsync_ray.config import BudgetConfig, WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
+from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 

@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from latentsync_ray.config import Recipe, SearchConfig
+from latentsync_ray.config import Recipe
 from latentsync_ray.report import SearchLog
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.triallog import TrialLog, num_trials
 
 _POLL_SECONDS = 1.0

@@ -15,7 +15,8 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from latentsync_ray.config import LOSS_TERMS, SearchConfig
+from latentsync_ray.config import LOSS_TERMS
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.triallog import TrialLog
 

@@ -17,9 +17,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from latentsync_ray.config import Recipe, SearchConfig
+from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import recipe_files, with_overrides
 from latentsync_ray.picture import report_html
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 from latentsync_ray.trial import parameters, trial_number
 from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps, read_trials, write_trials

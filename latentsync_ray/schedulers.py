@@ -22,9 +22,10 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from latentsync_ray.config import Recipe, SearchConfig, UserError
+from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.journal import Decision, Exploit, Journal
 from latentsync_ray.promotion import PromotingASHA
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import Segment, digest
 from latentsync_ray.suggestions import domain
 from latentsync_ray.trial import POINTER, trial_number

@@ -18,7 +18,7 @@ from ray import tune
 
 from latentsync_ray.branch import lineage_of
 from latentsync_ray.budget import exceeded, read_spent
-from latentsync_ray.config import Recipe, SearchConfig, UserError
+from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.engine import EngineSetup, start_engine
 from latentsync_ray.inputs import check_syncnet, ready_inputs
 from latentsync_ray.journal import Journal
@@ -26,6 +26,7 @@ from latentsync_ray.live import LiveView
 from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.report import NOTHING_DONE, SearchLog, read_finished, write_report
 from latentsync_ray.schedulers import make_scheduler
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.suggestions import domain, make_search_algorithm

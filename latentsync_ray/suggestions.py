@@ -9,8 +9,9 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from latentsync_ray.config import PAUSING_SCHEDULERS, SearchConfig, UserError
+from latentsync_ray.config import UserError
 from latentsync_ray.journal import Journal
+from latentsync_ray.search_config import PAUSING_SCHEDULERS, SearchConfig
 from latentsync_ray.trial import TRIAL_NUMBER
 
 

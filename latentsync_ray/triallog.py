@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from latentsync_ray.config import SearchConfig
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import SECOND_STAGE
 from latentsync_ray.store import TRIALS_FILE, Store
 

@@ -13,12 +13,12 @@ from latentsync_ray.config import (
     ComponentsConfig,
     DataConfig,
     Recipe,
-    SearchConfig,
     SecondStageConfig,
     StageConfig,
     TransitionConfig,
     UserError,
 )
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.segment import Segment, next_segment, root_key
 from latentsync_ray.store import Store
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
-from latentsync_ray.config import BudgetConfig, UserError
+from latentsync_ray.config import UserError
+from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.store import Store
 
 SPENT = Spent(worker_seconds=7200, wall_seconds=1800)

@@ -10,8 +10,9 @@ import pytest
 
 from latentsync_ray import cluster
 from latentsync_ray.cluster import check_resources, lacking
-from latentsync_ray.config import Recipe, SearchConfig, UserError, WorkersConfig
+from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.search_config import SearchConfig, WorkersConfig
 
 GIB = 2**30
 SMALL, BIG = {"CPU": 2.0, "memory": 4.0 * GIB}, {"CPU": 8.0, "GPU": 2.0, "memory": 16.0 * GIB}

@@ -10,7 +10,6 @@ import pytest
 
 from latentsync_ray.config import (
     BelowConfig,
-    BudgetConfig,
     ComponentsConfig,
     DataConfig,
     LossConfig,
@@ -18,17 +17,15 @@ from latentsync_ray.config import (
     OptimizerConfig,
     PlateauConfig,
     Recipe,
-    SearchConfig,
     SecondStageConfig,
     StageConfig,
     SyntheticConfig,
     TransitionConfig,
-    TrialSchedulerConfig,
     UserError,
     ValidationConfig,
-    WorkersConfig,
 )
 from latentsync_ray.configfiles import load_recipe, load_search, recipe_files, search_of_one, with_overrides
+from latentsync_ray.search_config import BudgetConfig, SearchConfig, TrialSchedulerConfig, WorkersConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))

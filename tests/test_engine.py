@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from latentsync_ray.budget import read_spent
-from latentsync_ray.config import BudgetConfig, ComponentsConfig, ValidationConfig, WorkersConfig
+from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.engine import Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import Store
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.config import SearchConfig
 from latentsync_ray.picture import report_html
 from latentsync_ray.report import TrialLog
+from latentsync_ray.search_config import SearchConfig
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 GRID = {

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from latentsync_ray.config import Recipe, SearchConfig
+from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import load_recipe, with_overrides
 from latentsync_ray.report import SearchLog, read_finished, write_report
+from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import Store
 from latentsync_ray.triallog import TrialLog, best_trial, leave_unfinished
 
