@@ -131,7 +131,9 @@ class Engine:
             `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`; or
             `unfinished`, one line, if a budget is used up.
         """
-        self._housekeeping = self._housekeeping or asyncio.create_task(self._keep_house())
+        if self._housekeeping is None and not self._closed:
+            self._housekeeping = asyncio.create_task(self._keep_house())
+            self._housekeeping.add_done_callback(self._report_failure)
         self._actors[trial] = actor
         self._dispatcher.add_root(root)
         segment = self._segment(values)
@@ -420,8 +422,12 @@ class Engine:
         context = ray.get_runtime_context() if ray.is_initialized() else None
         if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
             return 0
-        noted = self._store.read_json(f"{self._setup.folder}/engine_losses.json") or {"losses": 0}
-        self._num_losses = 1 + int(noted["losses"])
+        try:
+            noted = self._store.read_json(f"{self._setup.folder}/engine_losses.json")
+        except DamagedEntryError as error:
+            self._notice(f"{error}; losses are counted from 0")
+            noted = None
+        self._num_losses = 1 + (int(noted["losses"]) if noted else 0)
         self._note_losses()
         return self._num_losses
 
@@ -437,7 +443,11 @@ class Engine:
 
     async def _note_spent(self) -> None:
         self._noted_at = time.monotonic()
-        await asyncio.to_thread(write_spent, self._store, self._setup.folder, self._spent())
+        try:
+            await asyncio.to_thread(write_spent, self._store, self._setup.folder, self._spent())
+        except StorageError as error:
+            self._broken = str(error)
+            self._give_up_waiting(self._broken)
 
     def _seconds_held(self) -> float:
         """Seconds of worker processes, those that run now included."""
