@@ -64,6 +64,7 @@ class Journal:
         for name in store.list_files(folder):
             if name.endswith(".json"):  # anything else is a half-written file that a kill has left
                 self._read(name)
+        self._to_replay = set(self._decisions)
 
     def _read(self, name: str) -> None:
         path = f"{self._folder}/{name}"
@@ -82,7 +83,13 @@ class Journal:
 
     def lookup(self, trial: int, generation: int, global_step: int) -> Decision | None:
         """The decision that was made before, if any."""
+        self._to_replay.discard((trial, generation, global_step))
         return self._decisions.get((trial, generation, global_step))
+
+    @property
+    def replaying(self) -> bool:
+        """Whether decisions of a call before have not been looked up yet."""
+        return bool(self._to_replay)
 
     def write(self, decision: Decision) -> None:
         """Keeps a decision; one for the same place is replaced."""

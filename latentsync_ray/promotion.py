@@ -105,12 +105,17 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
         """A paused trial that may go on, those at the highest rung first; else one that has not begun."""
         trials = tune_controller.get_trials()
         paused = {trial_number(t.trial_id, t.config): t for t in trials if t.status == Trial.PAUSED}
-        for rung in reversed(self._rungs):
-            for number in rung.promotable(self._share(rung)):
-                if number in paused:
-                    return self._promote(rung, number, paused[number])
         waiting = [trial for trial in trials if trial.status == Trial.PENDING]
-        if waiting or any(t.status == Trial.RUNNING for t in trials) or not tune_controller.search_alg.is_finished():
+        busy = (
+            waiting or any(t.status == Trial.RUNNING for t in trials) or not tune_controller.search_alg.is_finished()
+        )
+        # As long as results of before come in again, a rung that is half full would let others go on than then.
+        if not self._journal.replaying or not busy:
+            for rung in reversed(self._rungs):
+                for number in rung.promotable(self._share(rung)):
+                    if number in paused:
+                        return self._promote(rung, number, paused[number])
+        if busy:
             return waiting[0] if waiting else None
         return self._end(tune_controller, paused)
 

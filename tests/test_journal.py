@@ -17,7 +17,9 @@ def test_an_entry_belongs_to_a_search_a_trial_its_generation_and_a_step(tmp_path
     store = Store(str(tmp_path))
     Journal(store, FOLDER).write(STOP)
     journal = Journal(store, FOLDER)
+    assert journal.replaying
     assert journal.lookup(0, 0, 20) == STOP
+    assert not journal.replaying
     assert [journal.lookup(*place) for place in ((0, 0, 40), (0, 1, 20), (1, 0, 20))] == [None] * 3
     assert Journal(store, "searches/other/decisions").lookup(0, 0, 20) is None
 
