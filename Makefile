@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test check assets bench bench-scale clean
+.PHONY: venv face tune plan train test check assets bench bench-scale clean
 
 venv: $(STAMP)
 
@@ -27,6 +27,10 @@ face: .venv/.face
 # make tune ARGS='workers.max_groups=4'
 tune: $(STAMP)
 	$(BIN)/python -m latentsync_ray.tune search_spaces/transition.yaml $(ARGS)
+
+# make plan ARGS='--simulate --gpus 2'
+plan: $(STAMP)
+	$(BIN)/python -m latentsync_ray.plan search_spaces/transition.yaml $(ARGS)
 
 train: $(STAMP)
 	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
@@ -51,6 +55,7 @@ bench: $(STAMP)
 
 bench-scale: $(STAMP)
 	$(BIN)/python benchmarks/scale.py $(ARGS)
+	$(BIN)/python benchmarks/plan_scale.py
 
 # Leaves data/ and results/, which took time to make.
 clean:
