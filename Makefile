@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune train test soak s3 check assets bench bench-scale chaos truth clean
+.PHONY: venv face tune plan train test soak s3 check assets bench bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -27,6 +27,10 @@ face: .venv/.face
 # make tune ARGS='workers.max_groups=4'
 tune: $(STAMP)
 	$(BIN)/python -m latentsync_ray.tune search_spaces/transition.yaml $(ARGS)
+
+# make plan ARGS='--simulate --gpus 2'
+plan: $(STAMP)
+	$(BIN)/python -m latentsync_ray.plan search_spaces/transition.yaml $(ARGS)
 
 train: $(STAMP)
 	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
@@ -59,6 +63,7 @@ bench: $(STAMP)
 
 bench-scale: $(STAMP)
 	$(BIN)/python benchmarks/scale.py $(ARGS)
+	$(BIN)/python benchmarks/plan_scale.py
 
 # make chaos ARGS='--kills 30 --seed 0'
 chaos: $(STAMP)

@@ -76,6 +76,56 @@ def with_overrides(
     return _checked(Recipe, node, origins)
 
 
+class Variants:
+    """The recipes of many trials: what `with_overrides` gives, in microseconds where it takes milliseconds.
+
+    Args:
+        recipe: The recipe that all of them start from.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self._recipe = recipe
+        self._read: dict[tuple[str, str], Any] = {}
+
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with some values replaced by dotted name.
+
+        Raises:
+            UserError: A name does not exist, or the values break a rule.
+        """
+        made = self._recipe
+        if all(_inner(made, name.rpartition(".")[0]) is not None for name in values):
+            for name, value in values.items():
+                made = _replaced(made, name.split("."), self._as_read(name, value))
+            if next(_all_complaints(made), None) is None:
+                return made
+        return with_overrides(self._recipe, values, "trial")  # makes what is not there, and says what breaks a rule
+
+    def _as_read(self, name: str, value: Any) -> Any:
+        before = _inner(self._recipe, name)
+        if type(before) in (int, float) and type(value) in (int, type(before)):
+            return type(before)(value)
+        if (name, repr(value)) not in self._read:
+            self._read[name, repr(value)] = _inner(with_overrides(self._recipe, {name: value}, "trial"), name)
+        return self._read[name, repr(value)]
+
+
+def _inner(config: Any, name: str) -> Any:
+    """What is at a dotted name; None if something on the way is null."""
+    for part in filter(None, name.split(".")):
+        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
+    return config
+
+
+def _replaced(config: Any, parts: list[str], value: Any) -> Any:
+    if len(parts) > 1:
+        inner = config.get(parts[0]) if isinstance(config, dict) else getattr(config, parts[0])
+        value = _replaced(inner, parts[1:], value)
+    if isinstance(config, dict):
+        return {**config, parts[0]: value}
+    return dataclasses.replace(config, **{parts[0]: value})
+
+
 def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
     """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
 

@@ -69,8 +69,7 @@ def digest(values: Any) -> str:
 
 def stage_settings(stage: StageConfig) -> dict[str, Any]:
     """The settings of a stage that its numbers depend on, as plain values."""
-    values = dataclasses.asdict(stage)
-    plain = json.loads(json.dumps(values))  # tuples become lists, as they will be when read back
+    plain = json.loads(json.dumps(vars(stage), default=vars))  # tuples become lists, as they will be when read back
     return {name: value for name, value in plain.items() if name not in _NOT_IN_KEY}
 
 

@@ -24,7 +24,14 @@ from latentsync_ray.config import (
     UserError,
     ValidationConfig,
 )
-from latentsync_ray.configfiles import load_recipe, load_search, recipe_files, search_of_one, with_overrides
+from latentsync_ray.configfiles import (
+    Variants,
+    load_recipe,
+    load_search,
+    recipe_files,
+    search_of_one,
+    with_overrides,
+)
 from latentsync_ray.search_config import BudgetConfig, SearchConfig, TrialSchedulerConfig, WorkersConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +107,27 @@ def test_the_official_recipes_have_the_official_values(name: str, second: str, s
         assert (stage.trainable_modules and list(stage.trainable_modules)) == manifest["trainable_modules"]
         assert stage.optimizer == OptimizerConfig(lr=1e-5, max_grad_norm=1.0)
         assert (stage.lr_scheduler.name, stage.mixed_noise_alpha, recipe.data.num_frames) == ("constant", 1.0, 16)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"transition.at_step": 200, "second_stage.optimizer.lr": 1, "second_stage.num_steps": 80},
+        {"transition.plateau.patience_steps": 80, "transition.plateau": None},
+        {"transition.below.value": 0.5},
+        {"second_stage.model.motion_module_kwargs.num_attention_heads": 8, "second_stage.loss": {"sync": 0.1}},
+        {"first_stage.optimizer.betas": [0.8, 0.9], "seed": 3, "divergence_factor": None},
+    ],
+)
+def test_variants_are_what_overrides_give(recipe: Recipe, values: dict[str, Any]) -> None:
+    assert Variants(recipe).recipe(values) == with_overrides(recipe, values)
+
+
+def test_a_variant_that_breaks_a_rule_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(
+        UserError, match=r"at_step: must be a multiple of first_stage.report_every_steps \(20\), got 250"
+    ):
+        Variants(recipe).recipe({"transition.at_step": 250})
 
 
 def test_folders_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
