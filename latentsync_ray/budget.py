@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from latentsync_ray.config import BudgetConfig, UserError
 from latentsync_ray.store import Store
 
+SPENT_FILE = "spent.json"
+"""In the search's folder; the engine writes it."""
 _GIGABYTE = 1e9
 
 
@@ -45,17 +47,12 @@ def read_spent(store: Store, folder: str) -> Spent:
     Raises:
         UserError: The file is not what was written.
     """
-    text = store.read_bytes(f"{folder}/spent.json")
+    text = store.read_bytes(f"{folder}/{SPENT_FILE}")
     if text is None:
         return Spent()
     try:
         return Spent(**{name: float(value) for name, value in json.loads(text).items()})
     except (ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{store.root}/{folder}/spent.json: must tell what was used; delete it to begin at 0"
+            f"{store.root}/{folder}/{SPENT_FILE}: must tell what was used; delete it to begin at 0"
         ) from None
-
-
-def write_spent(store: Store, folder: str, spent: Spent) -> None:
-    """Keeps what has been used."""
-    store.write_json(f"{folder}/spent.json", asdict(spent))

@@ -11,17 +11,17 @@ import json
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import ray
 
-from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
+from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.config import BudgetConfig, WorkersConfig
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
 logger = logging.getLogger(__name__)
 
@@ -256,9 +256,6 @@ class Engine:
         if run.number != number or run.order is None:
             return
         order = self._dispatcher.finish(group, time.monotonic())
-        if self._num_losses:
-            self._num_losses = 0
-            await asyncio.to_thread(self._note_losses)
         self._records[order.segment.key] = record
         self._stored_bytes += record["state"]["bytes"]
         self._trained.append(
@@ -267,6 +264,9 @@ class Engine:
         self._next(run)
         self._answer(order.segment.key, record)
         await self._poke()
+        if self._num_losses:
+            self._num_losses = 0
+            await self._note("engine_losses.json", 0)
 
     async def failed(
         self, group: str, number: int, error: str, fault: Fault, restarting: bool, lost_parent: str | None
@@ -402,13 +402,11 @@ class Engine:
         context = ray.get_runtime_context() if ray.is_initialized() else None
         if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
             return 0
-        noted = self._store.read_bytes(f"{self._setup.folder}/engine_losses.json")
-        self._num_losses = 1 + (json.loads(noted) if noted else 0)
-        self._note_losses()
-        return self._num_losses
-
-    def _note_losses(self) -> None:
-        self._store.write_json(f"{self._setup.folder}/engine_losses.json", self._num_losses)
+        file = f"{self._setup.folder}/engine_losses.json"
+        noted = self._store.read_bytes(file)
+        losses = 1 + (int(json.loads(noted)) if noted else 0)
+        self._store.write_json(file, losses)
+        return losses
 
     def _spent(self) -> Spent:
         before = self._spent_before
@@ -419,7 +417,15 @@ class Engine:
 
     async def _note_spent(self) -> None:
         self._noted_at = time.monotonic()
-        await asyncio.to_thread(write_spent, self._store, self._setup.folder, self._spent())
+        await self._note(SPENT_FILE, asdict(self._spent()))
+
+    async def _note(self, name: str, values: Any) -> None:
+        """Writes a small file of the search; where that fails, workers meet it too, and end the search."""
+        try:
+            await asyncio.to_thread(self._store.write_json, f"{self._setup.folder}/{name}", values)
+        except StorageError as error:
+            if str(error) not in self._notices:
+                self._notice(str(error))
 
     def _seconds_held(self) -> float:
         """Seconds of worker processes, those that run now included."""
