@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -139,7 +140,8 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
     """Runs the search on a cluster of three nodes, killing now and then, until it has ended."""
     chance, done = random.Random(seed), Run(storage)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TRIVIAL)])  # of the nodes' workers
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 1, "include_dashboard": True})
+    head = {**NODE, "num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
         search = Search(space, storage, cluster.address)
@@ -166,6 +168,12 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
     finally:
         search.process.kill()
         cluster.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def kinds_in_turn(chance: random.Random) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from latentsync_ray.config import UserError
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.store import DamagedEntryError, Store
 
+SPENT_FILE = "spent.json"
+"""In the search's folder; the engine writes it."""
 _GIGABYTE = 1e9
 
 
@@ -46,11 +48,6 @@ def read_spent(store: Store, folder: str) -> Spent:
         UserError: The file is not what was written.
     """
     try:
-        return Spent(**(store.read_json(f"{folder}/spent.json") or {}))
+        return Spent(**(store.read_json(f"{folder}/{SPENT_FILE}") or {}))
     except DamagedEntryError as error:
         raise UserError(f"{error}, so what was spent is not known; delete it to begin at 0") from None
-
-
-def write_spent(store: Store, folder: str, spent: Spent) -> None:
-    """Keeps what has been used."""
-    store.write_json(f"{folder}/spent.json", asdict(spent))

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import ray
 
-from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
+from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
@@ -276,15 +276,15 @@ class Engine:
         if run.number != number or run.order is None:
             return
         order = self._dispatcher.finish(group, time.monotonic())
-        if self._num_losses:
-            self._num_losses = 0
-            await asyncio.to_thread(self._note_losses)
         self._stored_bytes += record["state"]["bytes"]
         self._remember(order.segment.key, record)
         self._count(order.segment, record["timings"])
         self._next(run)
         self._answer(order.segment.key, record)
         await self._poke()
+        if self._num_losses:
+            self._num_losses = 0
+            await self._note("engine_losses.json", {"losses": 0})
 
     async def failed(
         self, group: str, number: int, error: str, fault: Fault, restarting: bool, lost_parent: str | None
@@ -422,17 +422,15 @@ class Engine:
         context = ray.get_runtime_context() if ray.is_initialized() else None
         if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
             return 0
+        file = f"{self._setup.folder}/engine_losses.json"
         try:
-            noted = self._store.read_json(f"{self._setup.folder}/engine_losses.json")
+            noted = self._store.read_json(file)
         except DamagedEntryError as error:
             self._notice(f"{error}; losses are counted from 0")
             noted = None
-        self._num_losses = 1 + (int(noted["losses"]) if noted else 0)
-        self._note_losses()
-        return self._num_losses
-
-    def _note_losses(self) -> None:
-        self._store.write_json(f"{self._setup.folder}/engine_losses.json", {"losses": self._num_losses})
+        losses = 1 + (int(noted["losses"]) if noted else 0)
+        self._store.write_json(file, {"losses": losses})
+        return losses
 
     def _spent(self) -> Spent:
         before = self._spent_before
@@ -443,11 +441,15 @@ class Engine:
 
     async def _note_spent(self) -> None:
         self._noted_at = time.monotonic()
+        await self._note(SPENT_FILE, asdict(self._spent()))
+
+    async def _note(self, name: str, values: Any) -> None:
+        """Writes a small file of the search; where that fails, workers meet it too, and end the search."""
         try:
-            await asyncio.to_thread(write_spent, self._store, self._setup.folder, self._spent())
+            await asyncio.to_thread(self._store.write_json, f"{self._setup.folder}/{name}", values)
         except StorageError as error:
-            self._broken = str(error)
-            self._give_up_waiting(self._broken)
+            if str(error) not in self._notices:
+                self._notice(str(error))
 
     def _seconds_held(self) -> float:
         """Seconds of worker processes, those that run now included."""

@@ -99,13 +99,13 @@ def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[
             setup = TrialSetup(
                 engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
             )
-            _prefetch(engine, search, setup)
             try:
+                _prefetch(engine, search, setup)
                 with LiveView(engine, log, search, recipe):
                     _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
                 if log.stopped_by is not None:
                     leave_unfinished(search, log.trials)
-                status = ray.get(engine.status.remote())
+                status = {**ray.get(engine.status.remote()), "stopped_by": log.stopped_by}
                 ray.get(engine.stop.remote())
             finally:
                 ray.kill(engine)  # whatever it has started goes with it

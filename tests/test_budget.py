@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from latentsync_ray.budget import Spent, exceeded, read_spent, write_spent
+from latentsync_ray.budget import Spent, exceeded, read_spent
 from latentsync_ray.config import UserError
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.store import Store
@@ -31,7 +32,7 @@ def test_the_first_that_is_used_up_is_named(budget: BudgetConfig, line: str | No
 def test_what_was_spent_is_remembered(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert read_spent(store, "searches/s") == Spent()
-    write_spent(store, "searches/s", SPENT)
+    store.write_json("searches/s/spent.json", dataclasses.asdict(SPENT))
     assert read_spent(store, "searches/s") == SPENT
     for damaged in ("{", "[]", '{"hours": 1}', '{"wall_seconds": "x"}'):
         (tmp_path / "searches/s/spent.json").write_text(damaged)

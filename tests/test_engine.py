@@ -14,7 +14,7 @@ from latentsync_ray.engine import Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
-from latentsync_ray.store import Store
+from latentsync_ray.store import StorageError, Store
 
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
@@ -119,5 +119,22 @@ def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path
         await engine._keep_budget()
         assert engine._used_up is None
         assert store.state_bytes() == engine._stored_bytes == both / 2
+
+    asyncio.run(search())
+
+
+def test_a_storage_that_is_full_is_a_notice_and_the_engine_goes_on(tmp_path: Path) -> None:
+    class Full(Store):
+        def write_bytes(self, name: str, content: bytes) -> None:
+            raise StorageError.at(name, OSError(28, "No space left on device"))
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        engine._store = Full(str(tmp_path))
+        for _ in range(3):
+            await engine._note_spent()
+        (notice,) = (await engine.status())["notices"]
+        assert "No space left on device" in notice
+        await engine.stop()
 
     asyncio.run(search())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,13 +34,18 @@ def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
         patch.setenv("RAY_TMPDIR", "/tmp")  # the paths of Ray's sockets must be short
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": True}
-        )
+        head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster.address, scratch
         ray.shutdown()
         cluster.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def start(address: str, space: Path, storage: Path, *arguments: str) -> subprocess.Popen[str]:
