@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 TRIALS_FILE = "trials.json"
 """In a search's folder: what became of its trials."""
 _FORMAT = 1
+_LEAST_LENGTH = 1000
+"""Of a JSON file: Arrow does not retry to read from S3 what is shorter than the text of the server's error."""
 
 
 class DamagedEntryError(Exception):
@@ -269,8 +271,8 @@ class Store:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes plain values as JSON with their checksum, atomically."""
-        sealed = {**values, "checksum": digest(values)}
-        self.write_bytes(name, (json.dumps(sealed, allow_nan=False, indent=1) + "\n").encode())
+        text = json.dumps({**values, "checksum": digest(values)}, allow_nan=False, indent=1)
+        self.write_bytes(name, f"{text:>{_LEAST_LENGTH}}\n".encode())
 
     def list_files(self, folder: str) -> list[str]:
         """Names of the files directly in a folder below the store's root, sorted."""

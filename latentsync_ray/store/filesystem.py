@@ -9,8 +9,8 @@ import pyarrow.fs
 
 OBJECT_STORES = (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)
 """They have no folders, and show a file only when all of it is there."""
-_S3_ATTEMPTS = 8
-"""With the pauses between them 35 to 60 seconds, and a storage that cannot be reached is given up."""
+_S3_ATTEMPTS = 11
+"""With pauses of 0.025 s, 0.05 s and so on: after 51 seconds a storage that cannot be reached is given up."""
 _GS_SECONDS = 60
 
 
@@ -32,7 +32,8 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         filesystem = pyarrow.fs.S3FileSystem(
             access_key=address.username and unquote(address.username),
             secret_key=address.password and unquote(address.password),
-            retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+            # Not the standard strategy: its quota is never given back, so that after 100 retries it makes no more.
+            retry_strategy=pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
             allow_delayed_open=True,  # one request for a small file instead of three
             **options,
         )

@@ -67,6 +67,11 @@ class S3Server:
         ).create_dir(BUCKET)
         self.counts.clear()
 
+    @property
+    def num_errors(self) -> int:
+        """Answers so far that called for a retry."""
+        return sum(self.counts[fault] for fault in ("failed", "throttled", "unanswered"))
+
     def stop(self) -> None:
         """Ends the server."""
         self._server.shutdown()
@@ -85,7 +90,7 @@ class S3Server:
             fault = ""
         with self._lock:
             self.counts["requests"] += 1
-            self.counts[fault] += bool(fault)
+            self.counts[fault or "served at once"] += 1
         if fault == "slow":
             time.sleep(1)
         if fault == "unanswered":

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from latentsync_ray.export import trial_weights
 from latentsync_ray.store import Store
 from latentsync_ray.store.__main__ import main as look_after
-from latentsync_ray.store.upkeep import damages, whole_records
+from latentsync_ray.store.upkeep import damages, leftovers, whole_records
 from latentsync_ray.tune import main as tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -116,6 +116,24 @@ def test_a_search_gets_what_it_gets_on_a_disk(
     assert "this search is finished" in capsys.readouterr().out
     print(f"the server: {dict(server.counts)}")
     assert all(server.counts[fault] > 5 for fault in server.rates)
+
+
+def test_one_store_outlives_hundreds_of_faults(server: S3Server) -> None:
+    """More than the quota of the AWS client's own standard strategy; large states go up in parts."""
+    store, before = Store(server.uri("faults")), server.num_errors
+    keys = [f"{number:064x}" for number in range(40)]
+    for number, key in enumerate(keys):
+        state = {"model.weight": torch.full((3_000_000 if number % 20 == 0 else 10,), float(number))}
+        store.log_execution(key, {"pid": number})
+        segment = {"stage": "first_stage", "end_step": number}
+        stored = store.publish(key, {"segment": segment}, state, b"picture" * 100)
+        assert torch.equal(store.read_state(key, stored["state"])["model.weight"], state["model.weight"])
+        if number % 2:
+            store.drop_state(key)
+    while server.num_errors - before < 150:
+        assert list(damages(store)) == []
+    assert store.executions() == store.keys() == keys
+    assert leftovers(store, whole_records(store)) == {}
 
 
 def test_the_demos_own_training(server: S3Server, cluster: None, make_search: Any, run_search: Any) -> None:

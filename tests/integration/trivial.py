@@ -60,7 +60,8 @@ class TrivialTraining:
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
 
     def preview(self) -> Tensor:
-        return torch.full((4, 4, 3), int(self.weight.abs() * 1000) % 256, dtype=torch.uint8)
+        noise = torch.Generator().manual_seed(int(self.weight.abs() * 1000))
+        return torch.randint(256, (24, 24, 3), dtype=torch.uint8, generator=noise)
 
     def state(self) -> dict[str, Tensor]:
         return {"model.weight": self.weight.reshape(1), "optimizer.weight.exp_avg": self.moment.reshape(1)}
