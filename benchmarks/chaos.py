@@ -60,7 +60,7 @@ class Run:
     seconds: float = 0.0
     kills: list[Kill] = field(default_factory=list)
     finished: dict[str, float] = field(default_factory=dict)
-    """Key -> when its record was first seen."""
+    """Key -> when its record was written; later it is written anew, when its state is dropped."""
     output: str = ""
 
     @property
@@ -151,7 +151,8 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
         while not search.ended():
             time.sleep(0.1)
             for file in storage.glob("segments/*/record.json"):
-                done.finished.setdefault(file.parts[-2], time.time())
+                if file.parts[-2] not in done.finished:
+                    done.finished[file.parts[-2]] = file.stat().st_mtime
             if len(done.kills) == num_kills or time.monotonic() < next_kill or len(done.finished) < seen:
                 continue
             kind = next(kinds)

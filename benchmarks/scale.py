@@ -2,10 +2,10 @@
 
 Nothing is trained: a trivial executor stands in for the worker groups. A trial walks 2 segments that all have in
 common and 10 of its own, so 10,000 trials make 100,002 segments, which are new once; then as many trials again walk
-the same ones, which are known by now. The dispatcher is driven in this process and timed in its CPU seconds. The
-engine is the actor itself, asked by this process in the place of trials, with processes that answer in the place of
-worker groups; it is timed by the clock and, since the machine may have other work, by its own CPU seconds. Most of
-that is Ray's: the same call of an actor that does nothing is timed beside it.
+the same ones, which are known by now. Three things are timed: the dispatcher alone, in CPU seconds; the engine, with
+coroutines of its own process in the place of trials and workers; and the engine as an actor, asked by this process in
+the place of trials, with processes in the place of worker groups. Most of the last one's time is Ray's, so that calls
+of the same size which do nothing are timed beside it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.config import ComponentsConfig, ValidationConfig, WorkersConfig
 from latentsync_ray.configfiles import load_search
 from latentsync_ray.dispatch import Dispatcher
 from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
-from latentsync_ray.search_config import WorkersConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 
 SHARED, OWN = 2, 10
@@ -117,7 +116,54 @@ class InProcess:
         assert self.dispatcher.group_to_stop() is None
 
 
-class WithoutTraining(Engine):
+def engine_setup(storage: str, name: str) -> EngineSetup:
+    """An engine with nothing behind it but an empty store."""
+    components = ComponentsConfig(vae="none")
+    worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, "none:None")
+    return EngineSetup(WorkersConfig(max_groups=NUM_GROUPS), worker, 0, storage)
+
+
+def record_of(order: Any) -> dict[str, Any]:
+    """What a worker would report."""
+    return {
+        "segment": order["segment"],
+        "metrics": METRICS,
+        "steps": [{"loss": 0.0, "recon": 0.0}] * 100,
+        "state": {"status": "kept", "sha256": order["segment"]["parent"], "bytes": 0},
+        "timings": {"restore_seconds": 0.0, "train_seconds": 0.0, "validate_seconds": 0.0},
+    }
+
+
+async def walk_all(run: Any, leave: Any, name: str, num_trials: int, settings: Mapping[str, Any]) -> None:
+    """Has so many trials walk to their ends, many at once."""
+    at_once = asyncio.Semaphore(NUM_AT_ONCE)
+
+    async def one(number: int) -> None:
+        async with at_once:
+            trial = f"{name}-{number}"
+            for segment in walk(number, settings):
+                answer = await run(trial, trial, "root", segment.to_dict())
+                assert answer["metrics"] == METRICS
+            await leave(trial, trial)
+
+    await asyncio.gather(*(one(number) for number in range(num_trials)))
+
+
+class CalledDirectly(Engine):
+    """An engine whose worker groups are coroutines that answer every order at once."""
+
+    def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.run_coroutine_threadsafe(self._work(run), loop)
+
+    async def _work(self, run: Any) -> None:
+        number = await self.join(run.name)
+        while (order := await self.next_order(run.name, number)) is not None:
+            await self.finished(run.name, number, record_of(order))
+            number += 1
+        await self._ended(run, None)
+
+
+class Actor(Engine):
     """An engine whose worker groups are processes that answer every order at once."""
 
     def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -125,70 +171,20 @@ class WithoutTraining(Engine):
         asyncio.run_coroutine_threadsafe(self._ended(run, None), loop)
 
     async def nothing(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
-        """A call with the arguments and an answer of the size of `run`'s."""
+        """A call with the arguments of `run`, and an answer of the size of its answers."""
         return {"key": values["parent"], "metrics": METRICS, "cached": True}
-
-    async def used(self) -> tuple[float, int]:
-        """CPU seconds of the process so far, and the most memory that it has taken."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
 
 
 @ray.remote(num_cpus=0)
 def _work(engine_name: str, group: str) -> None:
     engine = ray.get_actor(engine_name)
     number = ray.get(engine.join.remote(group))
-    timings = {"restore_seconds": 0.0, "train_seconds": 0.0, "validate_seconds": 0.0}
     while (order := ray.get(engine.next_order.remote(group, number))) is not None:
-        record = {
-            "segment": order["segment"],
-            "metrics": METRICS,
-            "steps": [{"loss": 0.0, "recon": 0.0}] * 100,
-            "state": {"status": "kept", "sha256": order["segment"]["parent"], "bytes": 0},
-            "timings": timings,
-        }
-        ray.get(engine.finished.remote(group, number, record))
+        ray.get(engine.finished.remote(group, number, record_of(order)))
         number += 1
 
 
-class ThroughEngine:
-    """The engine's actor, asked by this process in the place of trials."""
-
-    def __init__(self, storage: str, name: str, settings: Mapping[str, Any]):
-        self.settings, components = settings, ComponentsConfig(vae="none")
-        worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, "none:None")
-        setup = EngineSetup(WorkersConfig(max_groups=NUM_GROUPS), worker, 0, storage)
-        options = {"name": name, "num_cpus": 0, "max_concurrency": MAX_CALLS}
-        self.engine = ray.remote(WithoutTraining).options(**options).remote(setup)
-
-    def walk_all(self, name: str, num_trials: int) -> tuple[float, float]:
-        """Has so many trials walk to their ends, many at once. Returns seconds, and CPU seconds of the engine."""
-        started, (cpu_before, _) = time.perf_counter(), ray.get(self.engine.used.remote())
-        asyncio.run(self._walk_all(name, num_trials))
-        cpu, _ = ray.get(self.engine.used.remote())
-        return time.perf_counter() - started, cpu - cpu_before
-
-    async def _walk_all(self, name: str, num_trials: int) -> None:
-        call = self.engine.nothing if name == "nothing" else self.engine.run
-        at_once = asyncio.Semaphore(NUM_AT_ONCE)
-
-        async def one(number: int) -> None:
-            async with at_once:
-                trial = f"{name}-{number}"
-                for segment in walk(number, self.settings):
-                    answer = await call.remote(trial, trial, "root", segment.to_dict())
-                    assert answer["metrics"] == METRICS
-                await self.engine.leave.remote(trial, trial)
-
-        await asyncio.gather(*(one(number) for number in range(num_trials)))
-
-    def stop(self) -> None:
-        """Ends the groups and the engine."""
-        ray.get(self.engine.stop.remote())
-        ray.kill(self.engine)
-
-
-def in_process(num_trials: int, repeats: int) -> tuple[float, float]:
+def dispatcher_alone(num_trials: int, repeats: int) -> dict[str, float]:
     """CPU seconds of the dispatcher for a new segment and for a known one."""
     new = known = 0.0
     for _ in range(repeats):
@@ -196,47 +192,81 @@ def in_process(num_trials: int, repeats: int) -> tuple[float, float]:
         new += driven.new(num_trials)
         known += driven.known(num_trials)
         assert driven.num_trained == SHARED + OWN * num_trials
-    return new / repeats / driven.num_trained, known / repeats / num_trials / (SHARED + OWN)
+    return {"new": new / repeats / num_new(num_trials), "known": known / repeats / num_answers(num_trials)}
 
 
-def through_engine(num_trials: int, settings: Mapping[str, Any]) -> tuple[dict[str, float], int]:
-    """Seconds and the actor's CPU seconds for a new segment, a known one and an empty call; the most memory taken."""
-    figures = {}
-    num_calls = (SHARED + OWN) * num_trials
+async def engine_directly(num_trials: int, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of the engine, without Ray's calls, for a new segment and for a known one."""
     with tempfile.TemporaryDirectory() as storage:
-        engine = ThroughEngine(storage, f"engine-{num_trials}", settings)
-        for name, num in (("new", SHARED + OWN * num_trials), ("known", num_calls), ("nothing", num_calls)):
-            seconds, cpu_seconds = engine.walk_all(name, num_trials)
-            figures[name], figures[f"{name}, CPU"] = seconds / num, cpu_seconds / num
-        _, peak_bytes = ray.get(engine.engine.used.remote())
-        engine.stop()
-    return figures, peak_bytes
+        engine = CalledDirectly(engine_setup(storage, "none"))
+        started = time.perf_counter()
+        await walk_all(engine.run, engine.leave, "new", num_trials, settings)
+        walked = time.perf_counter()
+        await walk_all(engine.run, engine.leave, "known", num_trials, settings)
+        ended = time.perf_counter()
+        await engine.stop()
+    return {"new": (walked - started) / num_new(num_trials), "known": (ended - walked) / num_answers(num_trials)}
+
+
+def engine_actor(num_trials: int, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of the engine's actor for a new segment, a known one, and a call that does nothing."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as storage:
+        name = f"engine-{num_trials}"
+        options = {"name": name, "num_cpus": 0, "max_concurrency": MAX_CALLS}
+        engine = ray.remote(Actor).options(**options).remote(engine_setup(storage, name))
+        calls = {
+            "new": (engine.run, num_new(num_trials)),
+            "known": (engine.run, num_answers(num_trials)),
+            "a call that does nothing": (engine.nothing, num_answers(num_trials)),
+        }
+        for kind, (call, num) in calls.items():
+            started = time.perf_counter()
+            asyncio.run(walk_all(call.remote, engine.leave.remote, kind, num_trials, settings))
+            figures[kind] = (time.perf_counter() - started) / num
+        ray.get(engine.stop.remote())
+        ray.kill(engine)
+    return figures
+
+
+def num_new(num_trials: int) -> int:
+    """Distinct segments of so many trials."""
+    return SHARED + OWN * num_trials
+
+
+def num_answers(num_trials: int) -> int:
+    """Segments that so many trials are given."""
+    return (SHARED + OWN) * num_trials
 
 
 def main() -> None:
     """Measures few trials and many, in one run, and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=10_000, help="many trials (10,000)")
-    parser.add_argument("--few", type=int, default=100, help="few trials (100)")
+    parser.add_argument("--few", type=int, default=100, help="few trials (%(default)s)")
+    parser.add_argument("--many", type=int, default=10_000, help="many trials (%(default)s)")
+    parser.add_argument("--actor", type=int, default=1000, help="many trials for the actor (%(default)s)")
     options = parser.parse_args()
-    num_segments = [SHARED + OWN * num for num in (options.few, options.trials)]
-
-    table = Table(title="segments a second, and how much longer one takes among many")
-    for column in ("", *(f"{num:,} segments" for num in num_segments), "time, many / few"):
-        table.add_column(column, justify="right")
-    few, many = in_process(options.few, 20), in_process(options.trials, 1)
-    for name, a, b in zip(("new", "known"), few, many, strict=True):
-        table.add_row(f"dispatcher: {name}", f"{1 / a:,.0f}", f"{1 / b:,.0f}", f"{b / a:.2f}")
-
     _, recipe = load_search("search_spaces/256.yaml", [])
     settings = stage_settings(recipe.first_stage)  # of a real size
+
+    table = Table(title="segments a second, and how much longer one takes among many")
+    for column in ("", "few", "many", "few, a second", "many, a second", "time, many / few"):
+        table.add_column(column, justify="right")
+
+    def add(what: str, num_many: int, few: Mapping[str, float], many: Mapping[str, float]) -> None:
+        numbers = [f"{num_new(num):,}" for num in (options.few, num_many)]
+        for kind, seconds in few.items():
+            rates = [f"{1 / each:,.0f}" for each in (seconds, many[kind])]
+            table.add_row(f"{what}: {kind}", *numbers, *rates, f"{many[kind] / seconds:.2f}")
+
+    add("dispatcher", options.many, dispatcher_alone(options.few, 20), dispatcher_alone(options.many, 1))
+    few, many = (asyncio.run(engine_directly(num, settings)) for num in (options.few, options.many))
+    add("engine", options.many, few, many)
+    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    first, _ = through_engine(options.few, settings)
-    second, peak_bytes = through_engine(options.trials, settings)
-    for name, b in second.items():
-        table.add_row(f"engine: {name}", f"{1 / first[name]:,.0f}", f"{1 / b:,.0f}", f"{b / first[name]:.2f}")
+    add("actor", options.actor, engine_actor(options.few, settings), engine_actor(options.actor, settings))
     Console(width=110).print(table)
-    print(f"memory of the engine's process at most: {peak_bytes / 1e6:.0f} MB")
+    print(f"memory of this process, which had the dispatcher and the engine: at most {peak_bytes / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
