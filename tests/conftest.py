@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("default", deadline=None)
-settings.load_profile("default")
+settings.register_profile("patient", settings(), deadline=None)
+settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
