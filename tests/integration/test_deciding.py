@@ -68,7 +68,7 @@ def weights_of(segments: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("pbt", "promotion") else pytest.param(name, marks=pytest.mark.soak) for name in SEARCHES],
+    [name if name == "pbt" else pytest.param(name, marks=pytest.mark.soak) for name in SEARCHES],
 )
 def test_it_ends_is_exact_and_decides_the_same_again(
     name: str, cluster: None, make_search: Any, run_search: Any
@@ -96,6 +96,7 @@ def test_it_ends_is_exact_and_decides_the_same_again(
     assert again.summary["exploits"] == outcome.summary["exploits"]
 
 
+@pytest.mark.soak
 def test_a_clone_begins_with_its_sources_weights(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(**SEARCHES["pbt"], workers={"max_groups": 2})
     outcome = run_search(space, "second_stage.num_steps=24")
