@@ -20,7 +20,7 @@ from rich.table import Table
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import Variants, load_search, with_overrides
-from latentsync_ray.search_config import SearchConfig
+from latentsync_ray.search_config import POPULATION_SCHEDULERS, SearchConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
 from latentsync_ray.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
 
@@ -185,6 +185,11 @@ def simulate(
 
 def _trial_scheduler(search: SearchConfig, recipe: Recipe, seed: int) -> GoOn:
     settings = search.trial_scheduler
+    if settings.name not in ("fifo", "asha") or settings.promote:
+        raise UserError(
+            f"trial_scheduler.name: --simulate knows fifo and asha without promote, got {settings.name}"
+            f"{' with promote' * settings.promote}; add trial_scheduler.name=fifo trial_scheduler.promote=false"
+        )
     if settings.name == "fifo":
         return lambda number, segment: True
     longest = recipe.second_stage.num_steps
@@ -211,8 +216,13 @@ def _print_plan(console: Console, search: SearchConfig, trials: Sequence[Planned
         print(
             f"values that are no grid are drawn here, with seed {search.sampling_seed}; Ray Tune will draw other ones"
         )
-    if search.trial_scheduler.name == "asha":
-        print("ASHA stops trials early, so that the search trains less than this; --simulate shows how much")
+    name = search.trial_scheduler.name
+    if name in ("asha", "hyperband"):
+        print(
+            f"{name} stops trials early, so that the search trains less than this; --simulate shows how much of asha"
+        )
+    if name in POPULATION_SCHEDULERS:
+        print(f"{name} changes values on the way: this is what its trials train if none becomes a clone")
 
 
 def _print_simulated(

@@ -94,7 +94,7 @@ def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[
             # A cluster of several nodes needs a place for Ray's own files that all of them see.
             ray_files = scratch if len(ray.nodes()) == 1 else store.uri_of(f"{folder}/ray")
             engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
-            engine = start_engine(engine_name, _engine_setup(search, recipe, engine_name, ray_files, folder))
+            engine = start_engine(engine_name, _engine_setup(search, recipe, store, engine_name, ray_files, folder))
             first = tuple(segment.to_dict() for segment in lineage)
             setup = TrialSetup(
                 engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
@@ -161,10 +161,12 @@ def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLo
     return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 
-def _engine_setup(search: SearchConfig, recipe: Recipe, name: str, ray_files: str, folder: str) -> EngineSetup:
+def _engine_setup(
+    search: SearchConfig, recipe: Recipe, store: Store, name: str, ray_files: str, folder: str
+) -> EngineSetup:
     worker = WorkerSetup(
         engine=name,
-        storage=Store(search.storage).uri,
+        storage=store.uri,
         data_folder=recipe.data.folder,
         components=recipe.components,
         validation=recipe.validation,

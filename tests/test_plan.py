@@ -186,6 +186,14 @@ def test_the_demo_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
             "search_spaces/latentsync.yaml --simulate --gpus 7",
             r"first_stage.num_workers: must not be above the number of GPUs \(7\), got 8",
         ),
+        (
+            "search_spaces/pbt.yaml --simulate --gpus 2",
+            "trial_scheduler.name: --simulate knows fifo and asha.*got pbt",
+        ),
+        (
+            "search_spaces/learning_rate.yaml --simulate --gpus 2",
+            "trial_scheduler.name: .*got asha with promote; add",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(arguments: str, message: str) -> None:

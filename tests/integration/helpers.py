@@ -34,6 +34,17 @@ class Outcome:
             return list(csv.DictReader(stream))
 
     @property
+    def results(self) -> list[dict[str, str]]:
+        """The trials without their keys, which differ where nothing is shared."""
+        return [{name: value for name, value in trial.items() if name != "key"} for trial in self.trials]
+
+    @property
+    def weights(self) -> list[str]:
+        """Hash of each trial's last weights."""
+        records = self.records
+        return [records[trial["key"]]["weights_sha256"] for trial in self.trials]
+
+    @property
     def executed(self) -> list[str]:
         """Keys that workers began to train, from their own notes."""
         return sorted(file.parts[-3] for file in self.store.glob("segments/*/executions/*.json"))

@@ -64,13 +64,6 @@ def test_random_searches_do_not_depend_on_sharing(
         shutil.copytree(shared.folder / "decisions", folder / "decisions")
     alone = run_search(file, *arguments, "share=false", store="alone")
     assert alone.folder == folder
-
-    def results(outcome: Any) -> list[dict[str, str]]:
-        return [{name: value for name, value in trial.items() if name != "key"} for trial in outcome.trials]
-
-    def weights(outcome: Any) -> list[str]:
-        return [outcome.records[trial["key"]]["weights_sha256"] for trial in outcome.trials]
-
-    assert results(shared) == results(alone)
-    assert weights(shared) == weights(alone)
+    assert shared.results == alone.results
+    assert shared.weights == alone.weights
     assert shared.summary["steps_distinct"] <= alone.summary["steps_distinct"]

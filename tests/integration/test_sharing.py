@@ -100,16 +100,9 @@ def test_sharing_does_not_change_a_bit(cluster: None, make_search: Any, run_sear
     shared = run_search(space, "second_stage.num_steps=4")
     alone = run_search(space, "second_stage.num_steps=4", "share=false", store="alone")
     assert len(alone.executed) > len(shared.executed)
-
-    def results(outcome: Any) -> list[dict[str, str]]:
-        return [{name: value for name, value in trial.items() if name != "key"} for trial in outcome.trials]
-
-    def weights(outcome: Any) -> list[str]:
-        return [outcome.records[trial["key"]]["weights_sha256"] for trial in outcome.trials]
-
-    assert results(shared) == results(alone)
-    assert weights(shared) == weights(alone)
-    assert len(set(weights(shared))) == 4  # the trials do differ
+    assert shared.results == alone.results
+    assert shared.weights == alone.weights
+    assert len(set(shared.weights)) == 4  # the trials do differ
 
 
 def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any, run_search: Any) -> None:
