@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,12 +32,11 @@ NUM_SYNC_WINDOWS = 128
 """On so many windows at most it is measured, which may be on a CPU."""
 
 
-def ready_inputs(recipe: Recipe, before_drawing: Callable[[], None] = lambda: None) -> tuple[Recipe, dict[str, str]]:
+def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     """Checks that a recipe's networks and clips are there, drawing synthetic clips if it asks for them.
 
     Args:
         recipe: What is asked for.
-        before_drawing: Called if clips have to be drawn, which takes a while; what it raises prevents that.
 
     Returns:
         The recipe with the folder of the clips filled in, and a SHA-256 for the data and each frozen network.
@@ -53,7 +52,7 @@ def ready_inputs(recipe: Recipe, before_drawing: Callable[[], None] = lambda: No
     if recipe.data.synthetic is not None:
         assert recipe.components.audio_encoder is not None
         sources = recipe.components.vae, recipe.components.audio_encoder
-        data = drawn_clips(recipe.data, *sources, fingerprints, before_drawing)
+        data = drawn_clips(recipe.data, *sources, fingerprints)
         recipe = dataclasses.replace(recipe, data=data)
     clips = PreparedClips.open(recipe.data.folder)
     if vae_sha256 != clips.index.vae_sha256:
@@ -124,7 +123,6 @@ def drawn_clips(
     vae: str,
     audio_encoder: str,
     fingerprints: Mapping[str, str],
-    before_drawing: Callable[[], None] = lambda: None,
 ) -> DataConfig:
     """Draws and prepares synthetic clips into a folder named by their settings, unless it is there.
 
@@ -133,7 +131,6 @@ def drawn_clips(
         vae: The autoencoder that they are prepared with.
         audio_encoder: The Whisper that they are prepared with.
         fingerprints: Of `vae` and `audio_encoder`, from `source_fingerprint`.
-        before_drawing: See `ready_inputs`.
 
     Returns:
         The same with the clips' own folder.
@@ -143,7 +140,6 @@ def drawn_clips(
     made_from = [dataclasses.asdict(settings), fingerprints["vae"], fingerprints["audio_encoder"]]
     folder = Path(data.folder) / digest(made_from)[:12]
     if not folder.exists():
-        before_drawing()
         held_out = range(settings.num_speakers - settings.num_validation_speakers, settings.num_speakers)
         prepare(
             synthetic_clips(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import tempfile
@@ -10,7 +9,7 @@ import time
 import uuid
 from typing import Any
 
-from latentsync_ray.cluster import check_resources, cluster  # sets what Ray reads when it is imported
+import latentsync_ray.cluster as _  # noqa: F401  (sets what Ray reads when it is imported)
 
 # isort: split
 import ray
@@ -40,8 +39,14 @@ MAX_TRIAL_RESTARTS = 3
 """How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
 
 
-def run_search(search: SearchConfig, recipe: Recipe) -> int:
-    """Runs a search, or goes on with it, and writes its results.
+def run_search(search: SearchConfig, recipe: Recipe, dashboard: str, started: float) -> int:
+    """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        dashboard: Address of the cluster's dashboard, for the user.
+        started: `time.monotonic()` when the command began, for its wall clock.
 
     Returns:
         0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end.
@@ -50,19 +55,8 @@ def run_search(search: SearchConfig, recipe: Recipe) -> int:
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    started, store = time.monotonic(), Store(search.storage)
-    with contextlib.ExitStack() as stack:
-
-        def refuse_soon() -> None:
-            stack.enter_context(cluster())
-            check_resources(search, recipe)
-
-        readied, fingerprints = ready_inputs(recipe, before_drawing=refuse_soon)
-        return _run(search, store, readied, fingerprints, started)
-
-
-def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[str, str], started: float) -> int:
-    """The search itself, on inputs that are there."""
+    store = Store(search.storage)
+    recipe, fingerprints = ready_inputs(recipe)
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:
         print(f"warning: {warning}", flush=True)
@@ -85,31 +79,28 @@ def _run(search: SearchConfig, store: Store, recipe: Recipe, fingerprints: dict[
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
         print(f"results: {store.uri_of(folder)}", flush=True)
         return UNFINISHED
-    with cluster() as dashboard:
-        for line in check_resources(search, recipe):
-            print(f"warning: {line}", flush=True)
-        log = SearchLog(store, folder)  # clears logs of before, so after all checks
-        print(f"dashboard: {dashboard}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
-            # A cluster of several nodes needs a place for Ray's own files that all of them see.
-            ray_files = scratch if len(ray.nodes()) == 1 else store.uri_of(f"{folder}/ray")
-            engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
-            engine = start_engine(engine_name, _engine_setup(search, recipe, store, engine_name, ray_files, folder))
-            first = tuple(segment.to_dict() for segment in lineage)
-            setup = TrialSetup(
-                engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
-            )
-            try:
-                _prefetch(engine, search, setup)
-                with LiveView(engine, log, search, recipe):
-                    _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
-                if log.stopped_by is not None:
-                    leave_unfinished(search, log.trials)
-                status = {**ray.get(engine.status.remote()), "stopped_by": log.stopped_by}
-                ray.get(engine.stop.remote())
-            finally:
-                ray.kill(engine)  # whatever it has started goes with it
-                log.close()
+    log = SearchLog(store, folder)  # clears logs of before, so after all checks
+    print(f"dashboard: {dashboard}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
+        # A cluster of several nodes needs a place for Ray's own files that all of them see.
+        ray_files = scratch if len(ray.nodes()) == 1 else store.uri_of(f"{folder}/ray")
+        engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
+        engine = start_engine(engine_name, _engine_setup(search, recipe, store, engine_name, ray_files, folder))
+        first = tuple(segment.to_dict() for segment in lineage)
+        setup = TrialSetup(
+            engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
+        )
+        try:
+            _prefetch(engine, search, setup)
+            with LiveView(engine, log, search, recipe):
+                _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
+            if log.stopped_by is not None:
+                leave_unfinished(search, log.trials)
+            status = {**ray.get(engine.status.remote()), "stopped_by": log.stopped_by}
+            ray.get(engine.stop.remote())
+        finally:
+            ray.kill(engine)  # whatever it has started goes with it
+            log.close()
     return _end(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
 
 

@@ -29,9 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.start_from:
         search = dataclasses.replace(search, start_from=options.start_from, start_stage=options.stage)
 
-    from latentsync_ray.search import run_search  # Ray and torch take seconds, which a mistyped key need not
+    from latentsync_ray.launch import launch  # Ray takes seconds, which a mistyped key need not
 
-    return run_search(search, recipe)
+    return launch(search, recipe)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     search, recipe = load_search(options.search_space, options.overrides)
 
-    from latentsync_ray.search import run_search  # Ray and torch take seconds, which a mistyped key need not
+    from latentsync_ray.launch import launch  # Ray takes seconds, which a mistyped key need not
 
-    return run_search(search, recipe)
+    return launch(search, recipe)
 
 
 if __name__ == "__main__":
