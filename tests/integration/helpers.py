@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +54,43 @@ class Outcome:
     def records(self) -> dict[str, dict[str, Any]]:
         files = self.store.glob("segments/*/record.json")
         return {file.parts[-2]: json.loads(file.read_text()) for file in files}
+
+
+def write_search(
+    folder: Path,
+    data_folder: Path,
+    *,
+    trivial: bool = True,
+    stage: dict[str, Any] | None = None,
+    **search: Any,
+) -> Path:
+    """Writes a recipe with the trivial training (or the demo's own) and a search space over it."""
+    demo = ROOT / "configs" / "demo"
+    recipe = yaml.safe_load((demo / "recipe.yaml").read_text())
+    for name, source in recipe["components"].items():
+        recipe["components"][name] = str((demo / source).resolve())
+    recipe["data"]["folder"] = str(data_folder)
+    small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 40, "num_validation_speakers": 1}
+    recipe["data"]["synthetic"] |= small
+    recipe["validation"] |= {"num_samples": 2, "timesteps": [500]}
+    recipe["transition"] = {"at_step": 8, "max_step": 16, "min_step": 4}
+    stages = {name: yaml.safe_load((demo / f"{name}.yaml").read_text()) for name in ("first_stage", "second_stage")}
+    for name, values in stages.items():
+        values |= {"report_every_steps": 4, "batch_size": 2}
+        values["model"] = {} if trivial else values["model"]
+        values["model"] |= (stage or {}).get(name, {})
+    stages["second_stage"]["num_steps"] = 8
+    if trivial:
+        recipe["training"] = "trivial:TrivialTraining"
+        for values in stages.values():
+            values["trainable_modules"] = None
+            values["optimizer"] = {"lr": 0.01}
+    (folder / "recipe").mkdir(exist_ok=True)
+    for name, content in {"recipe": recipe, **stages}.items():
+        (folder / "recipe" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    space = folder / "space.yaml"
+    space.write_text(yaml.safe_dump({"recipe": "recipe", "trial_scheduler": {"name": "fifo"}} | search))
+    return space
 
 
 def when(condition: Callable[[], bool], then: Callable[[], None], seconds: float = 60) -> threading.Thread:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import ray_processes, when
+from helpers import Outcome, ray_processes, when, write_search
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +30,15 @@ def print_retry(outcome: Any, fault_time: float) -> None:
     print(f"tried again {next(note for note in notes if note > fault_time) - fault_time:.1f} s after the fault")
 
 
-def undisturbed(outcome: Any, make_search: Any, run_search: Any, **search: Any) -> bool:
-    """Whether the records say the same as those of a search in which nothing went wrong."""
-    clean = run_search(make_search(**search), store="undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """Results of a search with one worker a trial, in which nothing goes wrong."""
+    from latentsync_ray.tune import main
 
-    def results(found: Any) -> list[tuple[str, ...]]:
-        return [(t["global_step"], t["val/recon"], t["status"]) for t in found.trials]
-
-    return results(outcome) == results(clean)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main([str(write_search(folder, data_folder)), f"storage={folder / 'results'}"]) == 0
+    (table,) = folder.glob("results/searches/*/trials.csv")
+    return Outcome(table.parent, folder / "results", 0).results
 
 
 def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_search: Any, run_search: Any) -> None:
@@ -85,13 +86,13 @@ def test_a_diverging_trial_is_stopped_at_its_boundary(cluster: None, make_search
 
 
 def test_an_error_that_does_not_come_again_is_retried(
-    cluster: None, make_search: Any, run_search: Any, tmp_path: Path
+    cluster: None, undisturbed: Any, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
     fault = {"fail_once": {"step": 5, "file": str(tmp_path / "failed")}}
     outcome = run_search(make_search(stage={"first_stage": fault}))
     assert (tmp_path / "failed").exists() and outcome.exit_status == 0
     assert len(outcome.executed) == len(set(outcome.executed)) + 1
-    assert undisturbed(outcome, make_search, run_search)
+    assert outcome.results == undisturbed
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -110,7 +111,9 @@ def test_a_worker_killed_in_mid_segment(
     assert [t["val/recon"] for t in outcome.trials] == [t["val/recon"] for t in clean.trials]
 
 
-def test_a_killed_controller(cluster: None, make_search: Any, run_search: Any, tmp_path: Path) -> None:
+def test_a_killed_controller(
+    cluster: None, undisturbed: Any, make_search: Any, run_search: Any, tmp_path: Path
+) -> None:
     """The process behind `fit()` is killed: the engine starts another group."""
     slow = {"first_stage": {"step_seconds": 0.5}}
 
@@ -126,10 +129,10 @@ def test_a_killed_controller(cluster: None, make_search: Any, run_search: Any, t
     assert outcome.exit_status == 0
     print_retry(outcome, killed_at[0])
     assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
-    assert undisturbed(outcome, make_search, run_search)
+    assert outcome.results == undisturbed
 
 
-def test_a_killed_trial_process(cluster: None, make_search: Any, run_search: Any) -> None:
+def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: Any, run_search: Any) -> None:
     slow = {"first_stage": {"step_seconds": 0.5}}
 
     def kill() -> None:
@@ -140,10 +143,12 @@ def test_a_killed_trial_process(cluster: None, make_search: Any, run_search: Any
     outcome = run_search(make_search(stage=slow, workers={"max_groups": 1}))
     thread.join()
     assert outcome.exit_status == 0
-    assert undisturbed(outcome, make_search, run_search)
+    assert outcome.results == undisturbed
 
 
-def test_damaged_entries_are_trained_again(cluster: None, make_search: Any, run_search: Any) -> None:
+def test_damaged_entries_are_trained_again(
+    cluster: None, undisturbed: Any, make_search: Any, run_search: Any
+) -> None:
     space = make_search()
     outcome = run_search(space, "second_stage.num_steps=4")
     records = outcome.records
@@ -160,8 +165,7 @@ def test_damaged_entries_are_trained_again(cluster: None, make_search: Any, run_
     assert sum("record.json" in notice for notice in notices) == 1
     assert sum("state.safetensors" in notice for notice in notices) == 1
     assert all("\n" not in notice and "trained again" in notice for notice in notices)
-    clean = run_search(make_search(), "second_stage.num_steps=8", store="undisturbed")
-    assert [t["val/recon"] for t in longer.trials] == [t["val/recon"] for t in clean.trials]
+    assert longer.results == undisturbed
 
 
 def test_a_full_storage_ends_the_search_in_one_line_and_room_lets_it_go_on(

@@ -116,6 +116,7 @@ def test_a_place_that_is_taken(cluster: None, tiny: list[str], tmp_path: Path) -
         train_syncnet.main([CONFIG, *tiny, f"output={tmp_path / 'taken'}"])
 
 
+@pytest.mark.soak
 def test_the_demos_own_training_learns(cluster: None, tmp_path: Path) -> None:
     started = time.monotonic()
     assert train_syncnet.main([CONFIG, f"data.folder={tmp_path / 'data'}", f"output={tmp_path / 'syncnet'}"]) == 0
