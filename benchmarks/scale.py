@@ -119,7 +119,7 @@ class InProcess:
 def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
     components = ComponentsConfig(vae="none")
-    worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, "none:None")
+    worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, False, "none:None")
     return EngineSetup(WorkersConfig(max_groups=NUM_GROUPS), worker, 0, storage)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # every segment is stored: nothing to save in haste
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # glibc would give memory back to the system after every step and fetch it again: a quarter of a small model's time.
@@ -66,6 +65,12 @@ def check_resources(search: SearchConfig, recipe: Recipe) -> list[str]:
     if complaints and not any(_NODE_TYPE in node.get("Labels", {}) for node in nodes):
         raise UserError(complaints[0])
     return [f"{line}; waiting for the autoscaler, if there is one" for line in complaints]
+
+
+def nodes_come_and_go() -> bool:
+    """Whether nodes may be added or taken away while a search runs: there are several, or a launcher started them."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return len(nodes) > 1 or any(_NODE_TYPE in node.get("Labels", {}) for node in nodes)
 
 
 def lacking(

@@ -235,20 +235,28 @@ class Dispatcher:
         Returns:
             The order, with its errors, if it is given up now: those who wait are to be told.
         """
-        group = self.groups[name]
-        key, group.order, group.held = group.order, None, None
+        key = self.groups[name].order
         if key is None:
             return None
         order = self.orders[key]
-        order.group = None
         order.errors.append(error)
         order.losses += lost
-        if order.waiters and not order.hopeless:
-            for trial in list(order.waiters):
-                self._order(order.segment, trial)  # its parent's state may have been lost meanwhile
-            return None
-        self.withdraw(key)
-        return order if order.waiters else None
+        self.take_back(name)
+        return order if order.waiters and order.hopeless else None
+
+    def take_back(self, name: str) -> None:
+        """The group does not train its order after all: it goes back into the queue, if it has waiters and hope."""
+        group = self.groups[name]
+        key, group.order, group.held = group.order, None, None
+        if key is None:
+            return
+        order = self.orders[key]
+        order.group = None
+        if order.hopeless or not order.waiters:
+            self.withdraw(key)
+            return
+        for trial in list(order.waiters):
+            self._order(order.segment, trial)  # its parent's state may have been lost meanwhile
 
     def state_lost(self, name: str, parent: str, error: str) -> Order | None:
         """The stored state that the group was to start from is damaged or gone: it will be trained again.

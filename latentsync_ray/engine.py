@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -322,6 +323,20 @@ class Engine:
             self._give_up_waiting(self._broken)
         await self._poke()
 
+    async def leaves(self, group: str, number: int) -> None:
+        """A group leaves a node that is about to be taken away; what it has trained of its order is stored."""
+        run = self._runs[group]
+        if run.number != number or run.order is None:
+            return
+        segment = run.order.segment
+        self._notice(
+            f"{group}: {segment.stage} to step {segment.end_step}: a node is taken away; another group goes on"
+        )
+        self._dispatcher.take_back(group)
+        self._next(run)
+        self._retire(run)
+        await self._poke()
+
     # For the driver
 
     async def status(self) -> dict[str, Any]:
@@ -470,6 +485,8 @@ class Engine:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        # Ray Train hands it to its controller, which starts a process for each group that watches for notices.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if self._setup.worker.preemptible else "0"
         error = None
         try:
             workers = self._setup.workers

@@ -26,6 +26,8 @@ class WorkerSetup:
     """Frames of a sample."""
     seed: int
     """The recipe's seed."""
+    preemptible: bool
+    """Whether nodes may be taken away, of which a notice is looked for after every step."""
     training: str
     """`module:class` of the two-stage training that takes the steps."""
 

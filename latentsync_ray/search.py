@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import Any
 
-import latentsync_ray.cluster as _  # noqa: F401  (sets what Ray reads when it is imported)
+from latentsync_ray.cluster import nodes_come_and_go  # sets what Ray reads when it is imported
 
 # isort: split
 import ray
@@ -83,7 +83,7 @@ def run_search(search: SearchConfig, recipe: Recipe, dashboard: str, started: fl
     print(f"dashboard: {dashboard}", flush=True)
     with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
         # A cluster of several nodes needs a place for Ray's own files that all of them see.
-        ray_files = scratch if len(ray.nodes()) == 1 else store.uri_of(f"{folder}/ray")
+        ray_files = store.uri_of(f"{folder}/ray") if nodes_come_and_go() else scratch
         engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
         engine = start_engine(engine_name, _engine_setup(search, recipe, store, engine_name, ray_files, folder))
         first = tuple(segment.to_dict() for segment in lineage)
@@ -163,6 +163,7 @@ def _engine_setup(
         validation=recipe.validation,
         num_frames=recipe.data.num_frames,
         seed=recipe.seed,
+        preemptible=nodes_come_and_go(),
         training=recipe.training,
     )
     keep_from = recipe.transition.min_step

@@ -41,6 +41,10 @@ def train_loop(config: dict[str, Any]) -> None:
     while (order := ray.get(engine.next_order.remote(group, number))) is not None:
         try:
             record = worker.execute(order)
+        except _PreemptedError:
+            if rank == 0:
+                ray.get(engine.leaves.remote(group, number))
+            return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
             lost_parent = order["segment"]["parent"] if isinstance(error, DamagedEntryError) else None
@@ -58,6 +62,10 @@ def train_loop(config: dict[str, Any]) -> None:
             if rank == 0:
                 ray.get(engine.finished.remote(group, number, record))
         number += 1
+
+
+class _PreemptedError(Exception):
+    """The node of a rank is about to be taken away; what was trained of the segment is stored."""
 
 
 class _Worker:
@@ -83,13 +91,17 @@ class _Worker:
             self.store.log_execution(
                 segment.key, {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
             )
-        training = self._restore(segment, order)
+        training, steps = self._restore(segment, order)
         restored = time.perf_counter()
 
         # Train.
-        steps = []
-        for global_step in range(segment.start_step, segment.end_step):
+        for global_step in range(segment.start_step + len(steps), segment.end_step):
             steps.append(training.step(global_step, global_step - segment.stage_start_step))
+            # All ranks are told at the same step.
+            if self.setup.preemptible and ray.train.get_preemption_info() is not None:
+                if self.rank == 0:
+                    self.store.write_partial(segment.key, steps, training.state())
+                raise _PreemptedError
         trained = time.perf_counter()
 
         # Validate.
@@ -124,26 +136,55 @@ class _Worker:
         }
         return self.store.publish(segment.key, record, state, picture.getvalue() or None)
 
-    def _restore(self, segment: Segment, order: WorkerOrder) -> Training:
-        """The training, at the end of the parent segment and ready for this one's stage and settings."""
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training, list[dict[str, float]]]:
+        """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
+
+        It is at the end of the parent segment, or where another worker had to leave this one.
+        """
         torch.set_num_threads(int(segment.config["num_threads"]))
         training = self.training = self.training or self._new_training()
         self.start_sha256 = None  # it goes on with what it has
         if self.held == segment.parent and self.built == (segment.stage, segment.config):
-            return training
-        if order["parent_state"] is None:
+            return training, []
+        state_stage, partial = order["parent_stage"], self._partial(segment.key)
+        if partial is not None:
+            state, state_stage = self._partial_state(segment.key, partial), segment.stage
+        elif order["parent_state"] is None:
             state = None
         elif self.held == segment.parent:
             state = training.state()
         else:
             state = self.store.read_state(segment.parent, order["parent_state"])
         self.held = None
-        training.build(segment.stage, stage_from_settings(segment.config), state, order["parent_stage"])
+        training.build(segment.stage, stage_from_settings(segment.config), state, state_stage)
         self.built = (segment.stage, segment.config)
+        if partial is not None:
+            return training, list(partial["steps"])
         if state is not None and self.rank == 0:
             started = training.state()
             self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
-        return training
+        return training, []
+
+    def _partial(self, key: str) -> dict[str, Any] | None:
+        """What was kept of a segment, the same on all ranks."""
+        if not self.setup.preemptible:
+            return None
+        partial = None
+        if self.rank == 0:
+            try:
+                partial = self.store.read_partial(key)
+            except DamagedEntryError as error:
+                self.store.drop_partial(key)
+                raise RuntimeError(f"{error}; it will be trained from its beginning") from None
+        agreed: dict[str, Any] | None = ray.train.collective.broadcast_from_rank_zero(partial)
+        return agreed
+
+    def _partial_state(self, key: str, partial: dict[str, Any]) -> dict[str, torch.Tensor]:
+        try:
+            return self.store.read_partial_state(key, partial["state"])
+        except DamagedEntryError as error:
+            self.store.drop_partial(key)
+            raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
     def _new_training(self) -> Training:
         setup = self.setup

@@ -194,6 +194,22 @@ def test_a_trial_that_leaves_drops_what_it_alone_waits_for_unless_it_is_in_fligh
     assert not made.orders
 
 
+def test_an_order_that_is_taken_back_has_no_fault() -> None:
+    made = dispatcher()
+    segment = lineage(1)[0]
+    made.ask(segment, "t0")
+    for _ in range(2 * MAX_FAILURES):
+        order = made.assign("g0", 0.0)
+        assert order is not None and order.segment == segment
+        made.take_back("g0")
+        assert made.groups["g0"].held is None and made.any_ready()
+    assert made.orders[segment.key].errors == []
+    made.assign("g0", 0.0)
+    made.leave("t0")
+    made.take_back("g0")
+    assert not made.orders
+
+
 def test_two_failures_of_a_key_give_it_up() -> None:
     made = dispatcher()
     segment = lineage(1)[0]

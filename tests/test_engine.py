@@ -29,7 +29,9 @@ class WithoutWorkers(Engine):
 
 def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
     components, validation = ComponentsConfig(vae="/vae"), ValidationConfig()
-    worker = WorkerSetup("engine", str(folder), "/data", components, validation, 8, 0, "trivial:TrivialTraining")
+    worker = WorkerSetup(
+        "engine", str(folder), "/data", components, validation, 8, 0, False, "trivial:TrivialTraining"
+    )
     return WithoutWorkers(EngineSetup(WorkersConfig(), worker, 0, str(folder), "searches/s", budget, 1))
 
 

@@ -271,3 +271,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         store.write_bytes("x.json", b"content")
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_was_kept_of_a_segment_comes_back_unless_it_is_damaged(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    assert store.read_partial(KEY) is None
+    store.write_partial(KEY, [{"loss": 0.25}], make_state())
+    partial = store.read_partial(KEY)
+    assert partial is not None and partial["steps"] == [{"loss": 0.25}]
+    assert_same_bits(store.read_partial_state(KEY, partial["state"]), make_state())
+    assert (store.keys(), store.executions(), store.read_record(KEY)) == ([], [], None)
+
+    file = file_of(store, "partial.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedEntryError, match=r"partial.safetensors: does not match"):
+        store.read_partial_state(KEY, partial["state"])
+    store.drop_partial(KEY)
+    store.drop_partial(KEY)
+    assert store.read_partial(KEY) is None and store.files("segments") == {}

@@ -89,24 +89,28 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
 ) -> None:
     folder = Path(store.root) / "segments"
     (folder / keys["20"] / "state.77.tmp").write_bytes(b"half")
-    (folder / ("e" * 64)).mkdir()
+    for name in (f"{keys['20']}/partial.json", f"{'e' * 64}/partial.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        store.write_json(f"segments/{name}", {"steps": []})
     (folder / ("e" * 64) / "state.safetensors").write_bytes(b"no record")
     damaged = folder / keys["poor end"] / "record.json"
     damaged.write_text("{")
     files = set(store.files("segments"))
     middles = [keys["poor middle"], keys["best middle"]]
-    freed = sum(record["state"]["bytes"] for key, record in whole_records(store).items() if key in middles) + 13
+    freed = sum(record["state"]["bytes"] for key, record in whole_records(store).items() if key in middles)
+    freed += 13 + (folder / keys["20"] / "partial.json").stat().st_size
 
     assert run(store, "collect") == 0
     said = capsys.readouterr().out
-    assert f"2 states and 2 leftovers of {freed:,} bytes can go" in said
+    assert f"2 states and 3 leftovers of {freed:,} bytes can go" in said
     assert "records that are damaged are left out" in said
     assert set(store.files("segments")) == files
 
     assert run(store, "collect", "--drop") == 0
-    assert f"2 states and 2 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
+    assert f"2 states and 3 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
     gone = {f"segments/{key}/state.safetensors" for key in (*middles, "e" * 64)}
-    assert files - set(store.files("segments")) == gone | {f"segments/{keys['20']}/state.77.tmp"}
+    outlived = {f"segments/{keys['20']}/{name}" for name in ("state.77.tmp", "partial.json")}
+    assert files - set(store.files("segments")) == gone | outlived
     for key in middles:
         record = store.read_record(key)
         assert record is not None and record["state"]["status"] == "dropped"

@@ -6,6 +6,7 @@
     <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped
     <root>/segments/<key>/preview.png          what the model makes of a validation sample, if the training shows it
     <root>/segments/<key>/executions/*.json    one small file for each time that a worker began to train it
+    <root>/segments/<key>/partial.*            how far a worker came that had to leave its node, and the state there
 
 The state is written first, the record last, each atomically: a record that exists is complete. Every file that is
 ever read again has a SHA-256: a state and a preview in their record, JSON in itself.
@@ -106,7 +107,7 @@ class Store:
         if preview is not None:
             self.write_bytes(f"segments/{key}/preview.png", preview)
             preview_sha256 = hashlib.sha256(preview).hexdigest()
-        entries = {"preview_sha256": preview_sha256, "state": self._write_state(key, state)}
+        entries = {"preview_sha256": preview_sha256, "state": self._write_state(f"{key}/state", state)}
         stored = {"format": _FORMAT, "key": key, **record, **entries}
         self.write_json(f"segments/{key}/record.json", stored)
         return stored
@@ -156,11 +157,38 @@ class Store:
         Raises:
             DamagedEntryError: The file is gone or is not what was written.
         """
-        from safetensors.torch import (
-            load_file,
-        )  # torch is imported where tensors are: trials and the engine have none
+        return self._read_state(f"{key}/state", state)
 
-        path = f"{self.root}/segments/{key}/state.safetensors"
+    def write_partial(self, key: str, steps: list[dict[str, float]], state: Mapping[str, torch.Tensor]) -> None:
+        """Keeps what is trained of a segment that has to be left: the losses of its steps and the state after them.
+
+        Raises:
+            StorageError: There is no room, or the place is gone; then nothing has changed.
+        """
+        entry = self._write_state(f"{key}/partial", state)
+        self.write_json(f"segments/{key}/partial.json", {"key": key, "steps": steps, "state": entry})
+
+    def read_partial(self, key: str) -> dict[str, Any] | None:
+        """`steps` and `state` of what was kept of a segment, or None if nothing was.
+
+        Raises:
+            DamagedEntryError: The file is not what was written.
+        """
+        return self.read_json(f"segments/{key}/partial.json")
+
+    def read_partial_state(self, key: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """As `read_state`, for the entry `state` of `read_partial`."""
+        return self._read_state(f"{key}/partial", state)
+
+    def drop_partial(self, key: str) -> None:
+        """Deletes what was kept of a segment, if there is anything."""
+        self.remove(f"segments/{key}/partial.json")
+        self.remove(f"segments/{key}/partial.safetensors")
+
+    def _read_state(self, name: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file  # imported here: trials and the engine need no torch
+
+        path = f"{self.root}/segments/{name}.safetensors"
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(path)
             try:
@@ -345,10 +373,11 @@ class Store:
             existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
             tempfile.TemporaryFile(dir=existing).close()
 
-    def _write_state(self, key: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def _write_state(self, name: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         from safetensors.torch import save_file
 
-        folder = f"{self.root}/segments/{key}"
+        path = f"{self.root}/segments/{name}.safetensors"
+        folder = path.rpartition("/")[0]
         try:
             self._make_folder(folder)
             with tempfile.TemporaryDirectory() as scratch:
@@ -357,15 +386,13 @@ class Store:
                     save_file(dict(state), file)
                     entry = {"status": "kept", "sha256": _file_sha256(file), "bytes": file.stat().st_size}
                     if self.is_local:
-                        file.replace(f"{folder}/state.safetensors")
+                        file.replace(path)
                     else:
-                        pyarrow.fs.copy_files(
-                            str(file), f"{folder}/state.safetensors", destination_filesystem=self._filesystem
-                        )
+                        pyarrow.fs.copy_files(str(file), path, destination_filesystem=self._filesystem)
                 finally:
                     file.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            raise StorageError.at(f"{folder}/state.safetensors", error) from None
+            raise StorageError.at(path, error) from None
         return entry
 
 

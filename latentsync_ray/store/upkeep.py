@@ -126,13 +126,18 @@ def unneeded_states(records: dict[str, dict[str, Any]], needed: set[str]) -> lis
 
 
 def leftovers(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Bytes of what killed writers have left, by name: half-written files, and states that no record promises."""
+    """Bytes of what is left behind, by name.
+
+    Killed writers leave half-written files and states that no record promises; and there is what was kept of
+    segments that were finished since.
+    """
     files = store.files("segments")
     left = {}
     for name, num_bytes in files.items():
         _, key, file = name.split("/", 2)
         damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises
         promised = key in records and records[key]["state"]["status"] == "kept"
-        if name.endswith(".tmp") or (file == STATE_FILE and not promised and not damaged):
+        outlived = file.startswith("partial.") and key in records
+        if name.endswith(".tmp") or outlived or (file == STATE_FILE and not promised and not damaged):
             left[name] = num_bytes
     return left

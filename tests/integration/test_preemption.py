@@ -1,0 +1,83 @@
+"""A node that is taken away with a notice: what was trained there is stored first, and goes on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Outcome
+
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A cluster whose head holds no worker, and two nodes that hold one each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "memory": 4 * 2**30, "object_store_memory": 100 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": True})
+        cluster.add_node(**node)
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def node_of_the_worker() -> str:
+    from ray.util.state import list_actors
+
+    (worker,) = [actor for actor in list_actors() if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
+    return str(worker.node_id)
+
+
+@pytest.mark.timeout(600)
+def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any, tmp_path: Path) -> None:
+    settings = {
+        "stage": {"first_stage": {"step_seconds": 1}},
+        "overrides": {"transition": {"at_step": 40, "min_step": 40, "max_step": 40}},
+        "workers": {"max_groups": 1},
+    }
+    arguments = ["first_stage.report_every_steps=40"]
+    space = make_search(**settings)
+    storage = tmp_path / "results"
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={storage}", *arguments]
+    environment = {**os.environ, "RAY_ADDRESS": two_nodes.address}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not any(storage.glob("segments/*/executions/*.json")) and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(5)  # steps that are not to be trained again
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
+    drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", two_nodes.address]
+    subprocess.run([*drain, "--node-id", node_of_the_worker(), *reason, "60"], check=True)
+    told = time.time()
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+
+    (table,) = storage.glob("searches/*/trials.csv")
+    outcome = Outcome(table.parent, storage, 0)
+    assert any("a node is taken away" in notice for notice in outcome.summary["notices"])
+    (partial,) = storage.glob("segments/*/partial.json")
+    num_kept, key = len(json.loads(partial.read_text())["steps"]), partial.parent.name
+    assert 5 <= num_kept < 40
+    print(f"{num_kept} of 40 steps were kept {partial.stat().st_mtime - told:.1f} s after the notice")
+    trained_again = outcome.records[key]["timings"]["train_seconds"]
+    assert trained_again < 40 - num_kept + 5
+    assert outcome.executed.count(key) == 2
+
+    clean = run_search(space, *arguments, store="undisturbed")
+    assert outcome.trials == clean.trials
+    assert outcome.weights == clean.weights
+    assert outcome.records[key]["steps"] == clean.records[key]["steps"]
