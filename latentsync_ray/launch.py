@@ -7,6 +7,7 @@ import time
 from latentsync_ray.cluster import check_resources, cluster
 from latentsync_ray.config import Recipe
 from latentsync_ray.search_config import SearchConfig
+from latentsync_ray.store import Store
 
 
 def launch(search: SearchConfig, recipe: Recipe) -> int:
@@ -19,7 +20,7 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    started = time.monotonic()
+    started, store = time.monotonic(), Store(search.storage)
     with cluster() as dashboard:
         warnings = check_resources(search, recipe)
 
@@ -27,4 +28,4 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
 
         for line in warnings:
             print(f"warning: {line}", flush=True)
-        return run_search(search, recipe, dashboard, started)
+        return run_search(search, recipe, store, dashboard, started)

@@ -5,17 +5,15 @@ python -m latentsync_ray.preprocess FOOTAGE OUT --raw --vae FOLDER_OR_HUB_ID --a
 """
 
 import argparse
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-# Ray reads this when it is imported. It would warn of every actor that Ray Data is ready to start again.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 from rich.console import Console
 from rich.progress import Progress
@@ -177,7 +175,7 @@ def prepare_files(
         console.print(f"left out {reason}")
     missing = [source for source in sources if source.key not in done]
     if missing:
-        with cluster():
+        with _no_warnings_of_restarts(), cluster():
             done |= _encode(missing, settings, work, console)
 
     records = [clip for progressed in done.values() for clip in progressed.clips]
@@ -188,6 +186,18 @@ def prepare_files(
     work.remove()
     console.print(f"prepared {len(records)} clips, left out {num_left_out}: {out}")
     return PreparedClips.open(out)
+
+
+@contextlib.contextmanager
+def _no_warnings_of_restarts() -> Iterator[None]:
+    """Ray would warn of every actor that Ray Data is ready to start again; it reads the level when it is started."""
+    set_before = "RAY_BACKEND_LOG_LEVEL" in os.environ
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        yield
+    finally:
+        if not set_before:
+            del os.environ["RAY_BACKEND_LOG_LEVEL"]
 
 
 def _encode(

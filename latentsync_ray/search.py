@@ -39,12 +39,13 @@ MAX_TRIAL_RESTARTS = 3
 """How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
 
 
-def run_search(search: SearchConfig, recipe: Recipe, dashboard: str, started: float) -> int:
+def run_search(search: SearchConfig, recipe: Recipe, store: Store, dashboard: str, started: float) -> int:
     """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
 
     Args:
         search: What is searched, and how.
         recipe: The recipe that trials vary.
+        store: At `search.storage`.
         dashboard: Address of the cluster's dashboard, for the user.
         started: `time.monotonic()` when the command began, for its wall clock.
 
@@ -55,7 +56,6 @@ def run_search(search: SearchConfig, recipe: Recipe, dashboard: str, started: fl
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    store = Store(search.storage)
     recipe, fingerprints = ready_inputs(recipe)
     accuracy, warning = check_syncnet(store, recipe, fingerprints)
     if warning is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,35 +157,6 @@ MISTAKES = [
         (RECIPE, "components.syncnet", "loss.sync"),
         put(RECIPE, "components", "syncnet", value=None),
     ),
-    # Networks and clips
-    Mistake("network that is not there", TRAIN, ("components.lpips", LPIPS), remove(LPIPS)),
-    Mistake("empty folder for a network", TRAIN, ("components.lpips", LPIPS), remove(f"{LPIPS}/config.json")),
-    Mistake("folder that holds no autoencoder", TRAIN, ("vae", VAE), write(f"{VAE}/config.json", "{}")),
-    Mistake(
-        "weights cut short", TRAIN, ("vae", VAE), write(f"{VAE}/diffusion_pytorch_model.safetensors", b"\x10\0\0")
-    ),
-    Mistake(
-        "unknown option of the UNet",
-        TRAIN,
-        ("second_stage", "'num_blocks'"),
-        put(SECOND, "model", "num_blocks", value=3),
-    ),
-    Mistake(
-        "widths that groups do not divide",
-        f"{TRAIN} first_stage.model.norm_num_groups=7",
-        ("first_stage", "divisible by num_groups"),
-    ),
-    Mistake("groups of nothing", f"{TRAIN} first_stage.model.norm_num_groups=0", ("first_stage", "zero")),
-    Mistake(
-        "nothing to train",
-        TRAIN,
-        ("second_stage", "trainable_modules", "'attention_layers.'"),
-        put(SECOND, "trainable_modules", value=["attention_layers."]),
-    ),
-    Mistake("unknown training", f"{TRAIN} training=mine:Training", ("training", "mine:Training")),
-    Mistake("no clips", NO_DRAWING, (INDEX, "No such file")),
-    Mistake("damaged index", NO_DRAWING, (INDEX, "not JSON"), write(INDEX, '{"format": 1, "clips": [{"na')),
-    Mistake("index of another format", NO_DRAWING, (INDEX, "format", "99"), write(INDEX, '{"format": 99}')),
     # Arguments
     Mistake("no value", f"{TUNE} seed", ("'seed'", "key=value")),
     Mistake(
@@ -260,6 +232,38 @@ MISTAKES = [
     Mistake("folder without clips", "preprocess configs out --vae v --audio-encoder a", ("configs", "no .mp4")),
 ]
 
+# Networks and clips: these take libraries that are loaded after Ray has told whether the cluster can hold the search.
+MISTAKEN_INPUTS = [
+    Mistake("network that is not there", TRAIN, ("components.lpips", LPIPS), remove(LPIPS)),
+    Mistake("empty folder for a network", TRAIN, ("components.lpips", LPIPS), remove(f"{LPIPS}/config.json")),
+    Mistake("folder that holds no autoencoder", TRAIN, ("vae", VAE), write(f"{VAE}/config.json", "{}")),
+    Mistake(
+        "weights cut short", TRAIN, ("vae", VAE), write(f"{VAE}/diffusion_pytorch_model.safetensors", b"\x10\0\0")
+    ),
+    Mistake(
+        "unknown option of the UNet",
+        TRAIN,
+        ("second_stage", "'num_blocks'"),
+        put(SECOND, "model", "num_blocks", value=3),
+    ),
+    Mistake(
+        "widths that groups do not divide",
+        f"{TRAIN} first_stage.model.norm_num_groups=7",
+        ("first_stage", "divisible by num_groups"),
+    ),
+    Mistake("groups of nothing", f"{TRAIN} first_stage.model.norm_num_groups=0", ("first_stage", "zero")),
+    Mistake(
+        "nothing to train",
+        TRAIN,
+        ("second_stage", "trainable_modules", "'attention_layers.'"),
+        put(SECOND, "trainable_modules", value=["attention_layers."]),
+    ),
+    Mistake("unknown training", f"{TRAIN} training=mine:Training", ("training", "mine:Training")),
+    Mistake("no clips", NO_DRAWING, (INDEX, "No such file")),
+    Mistake("damaged index", NO_DRAWING, (INDEX, "not JSON"), write(INDEX, '{"format": 1, "clips": [{"na')),
+    Mistake("index of another format", NO_DRAWING, (INDEX, "format", "99"), write(INDEX, '{"format": 99}')),
+]
+
 COMMANDS = {"train": train, "tune": tune, "train_syncnet": train_syncnet, "preprocess": preprocess}
 IN_OWN_PROCESS = [
     "binary file",
@@ -267,6 +271,7 @@ IN_OWN_PROCESS = [
     "unknown kind",
     "unknown setting",
     "file for a storage",
+    "network that is not there",
     "folder without clips",
 ]
 
@@ -297,6 +302,31 @@ def check_answer(mistake: Mistake, status: object, out: str, err: str) -> None:
         assert name in err
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster for the inputs' mistakes, so that each need not start its own."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def answer_to(
+    mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Runs the command in this process and checks that it refuses, and that it has changed nothing."""
+    mistake.change(folder)
+    before = contents(folder)
+    command, *arguments = shlex.split(mistake.command)
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_cli(COMMANDS[command].main)
+    check_answer(mistake, end.value.code, *capfd.readouterr())
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_is_one_clear_line_and_leaves_no_trace(
     mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -305,20 +335,20 @@ def test_a_mistake_is_one_clear_line_and_leaves_no_trace(
         raise AssertionError("the mistake was not found before Ray was started")
 
     monkeypatch.setattr("ray.init", too_late)
-    mistake.change(folder)
-    before = contents(folder)
-    command, *arguments = shlex.split(mistake.command)
-    monkeypatch.setattr(sys, "argv", [command, *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_cli(COMMANDS[command].main)
-    check_answer(mistake, end.value.code, *capfd.readouterr())
-    assert contents(folder) == before
+    answer_to(mistake, folder, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("mistake", MISTAKEN_INPUTS, ids=lambda mistake: mistake.name)
+def test_so_is_one_in_networks_and_clips(
+    mistake: Mistake, cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer_to(mistake, folder, monkeypatch, capfd)
 
 
 @pytest.mark.slow  # each process imports torch and Ray before it looks at its arguments
 @pytest.mark.parametrize("name", IN_OWN_PROCESS)
 def test_so_it_is_in_a_process_of_its_own(name: str, folder: Path) -> None:
-    mistake = next(mistake for mistake in MISTAKES if mistake.name == name)
+    mistake = next(mistake for mistake in MISTAKES + MISTAKEN_INPUTS if mistake.name == name)
     mistake.change(folder)
     before = contents(folder)
     module, *arguments = shlex.split(mistake.command)
