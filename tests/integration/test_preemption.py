@@ -58,7 +58,7 @@ def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any,
     end = time.monotonic() + 240
     while not any(storage.glob("segments/*/executions/*.json")) and time.monotonic() < end:
         time.sleep(0.2)
-    time.sleep(5)  # steps that are not to be trained again
+    time.sleep(10)  # steps that are not to be trained again
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
     drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", two_nodes.address]
     subprocess.run([*drain, "--node-id", node_of_the_worker(), *reason, "60"], check=True)
