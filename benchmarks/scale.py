@@ -28,11 +28,12 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig, WorkersConfig
+from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.configfiles import load_search
 from latentsync_ray.dispatch import Dispatcher
 from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
 from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 
 SHARED, OWN = 2, 10
@@ -120,7 +121,15 @@ def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
     components = ComponentsConfig(vae="none")
     worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, False, "none:None")
-    return EngineSetup(WorkersConfig(max_groups=NUM_GROUPS), worker, 0, storage)
+    return EngineSetup(
+        workers=WorkersConfig(max_groups=NUM_GROUPS),
+        worker=worker,
+        keep_first_stage_from=0,
+        results=storage,
+        folder="searches/scale",
+        budget=BudgetConfig(),
+        num_trials=0,
+    )
 
 
 def record_of(order: Any) -> dict[str, Any]:
