@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from latentsync_ray.cluster import cluster
 from latentsync_ray.configfiles import load_search
-from latentsync_ray.search import cluster
 from latentsync_ray.tune import main as tune
 
 SPACE = "search_spaces/truth.yaml"
