@@ -21,10 +21,10 @@ from latentsync_ray.config import (
     UserError,
 )
 from latentsync_ray.plan import Simulated, distinct_segments, main, plan_trials, simulate
-from latentsync_ray.search import domain
 from latentsync_ray.search_config import SearchConfig, TrialSchedulerConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment
 from latentsync_ray.simulation import Costs, RandomRungs
+from latentsync_ray.suggestions import domain
 
 COSTS = Costs({FIRST_STAGE: 1.0, SECOND_STAGE: 2.0}, startup_seconds=5.0, idle_seconds=20.0)
 FIFO = TrialSchedulerConfig(name="fifo")
