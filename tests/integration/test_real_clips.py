@@ -12,7 +12,7 @@ import psutil
 import pytest
 from helpers import ROOT, Outcome, ray_processes, when
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,6 @@ def test_a_search_on_real_clips(real: list[str], cluster: None, run_search: Any)
     assert min(float(trial["val/recon"]) for trial in outcome.trials) < 0.7 * recon[0]
 
 
-@pytest.mark.soak
 def test_two_workers_a_trial_and_one_of_them_killed(
     real: list[str], cluster: None, run_search: Any, tmp_path: Path
 ) -> None:
