@@ -86,3 +86,51 @@ def test_a_killed_command_on_its_own_machine_goes_on(make_search: Any, run_searc
     assert kept >= 2 and len(outcome.executed) <= len(outcome.records) + 1
     clean = run_search(space, store="undisturbed")
     assert outcome.trials == clean.trials
+
+
+ADAPTIVE = {
+    "asha": {
+        "trial_scheduler": {"name": "asha", "grace_period": 4, "reduction_factor": 2},
+        "num_samples": 8,
+        "max_concurrent_trials": 4,
+    },
+    "pbt": {
+        "trial_scheduler": {"name": "pbt", "perturbation_interval": 4, "quantile_fraction": 0.5},
+        "num_samples": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_killed_command_keeps_to_its_journal(name: str, make_search: Any, run_search: Any, tmp_path: Path) -> None:
+    """What was decided before the kill stays decided, and the whole search can be made again from its journal."""
+    space = make_search(
+        stage={"second_stage": {"step_seconds": 0.3}},
+        param_space={"second_stage.optimizer.lr": {"loguniform": [0.001, 0.1]}},
+        **ADAPTIVE[name],
+    )
+    arguments = [f"storage={tmp_path / 'results'}", "second_stage.num_steps=16"]
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(space), *arguments]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 240
+    while len(list(tmp_path.glob("results/searches/*/decisions/*.json"))) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {file: file.read_bytes() for file in tmp_path.glob("results/searches/*/decisions/*.json")}
+    trained = list(tmp_path.glob("results/segments/*/record.json"))
+    assert len(kept) >= 3 and not list(tmp_path.glob("results/searches/*/trials.json"))
+    print(f"killed after {len(kept)} decisions and {len(trained)} segments")
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.read_bytes() for file in kept} == kept
+    outcome = run_search(space, arguments[1])  # finished: it only reports
+    assert outcome.summary["steps_trained"] == 0
+    assert len(outcome.executed) <= len(set(outcome.executed)) + 2  # one in flight on each of two groups
+
+    (outcome.folder / "trials.json").unlink()  # as if killed again at the very end
+    replayed = run_search(space, arguments[1])
+    assert replayed.executed == outcome.executed
+    assert replayed.trials == outcome.trials
