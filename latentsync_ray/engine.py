@@ -170,14 +170,14 @@ class Engine:
     async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
         """Trains segments, one after another, that every trial is going to ask for.
 
-        Returns when the first worker group is up or nothing has to be trained, so that the processes of trials do not
-        start before the workers that they will wait for.
+        Returns when the first one is trained or nothing has to be trained: until then the processes of trials would
+        only take the CPUs that the first worker needs to load its libraries.
         """
         training = asyncio.create_task(self._train_ahead(root, segments))
         training.add_done_callback(self._report_failure)
         async with self._changed:
             await self._changed.wait_for(
-                lambda: training.done() or self._used_up or any(run.joined_at for run in self._runs.values())
+                lambda: training.done() or self._used_up or self._trained
             )
 
     async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:

@@ -91,8 +91,8 @@ def run_search(search: SearchConfig, recipe: Recipe, store: Store, dashboard: st
             engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
         )
         try:
-            _prefetch(engine, search, setup)
             with LiveView(engine, log, search, recipe):
+                _prefetch(engine, search, setup)
                 _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
             if log.stopped_by is not None:
                 leave_unfinished(search, log.trials)
