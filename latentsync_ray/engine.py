@@ -176,9 +176,7 @@ class Engine:
         training = asyncio.create_task(self._train_ahead(root, segments))
         training.add_done_callback(self._report_failure)
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: training.done() or self._used_up or self._trained
-            )
+            await self._changed.wait_for(lambda: training.done() or self._used_up or self._trained)
 
     async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
         for values in segments:
