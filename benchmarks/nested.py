@@ -12,6 +12,9 @@ import tempfile
 import time
 from typing import Any
 
+from latentsync_ray.cluster import cluster  # sets what Ray reads when it is imported
+
+# isort: split
 import ray
 import ray.train
 from ray import tune
@@ -20,9 +23,9 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-import latentsync_ray.search as ours  # sets what Ray reads from the environment
 from latentsync_ray.configfiles import load_search, with_overrides
 from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.suggestions import domain
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -78,16 +81,16 @@ def drive(config: dict[str, Any], recipe: Any, scratch: str) -> None:
 
 def main() -> None:
     """Runs all trials of a search space, two at a time."""
-    space, *arguments = sys.argv[1:]
+    file, *arguments = sys.argv[1:]
     started = time.monotonic()
-    search, recipe = load_search(space, arguments)
+    search, recipe = load_search(file, arguments)
     recipe, _ = ready_inputs(recipe)
-    with ours.cluster(), tempfile.TemporaryDirectory() as scratch:
+    with cluster(), tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0, "memory": 2**28}
             ),
-            param_space={name: ours.domain(domain) for name, domain in search.param_space.items()},
+            param_space={name: domain(space) for name, space in search.param_space.items()},
             tune_config=tune.TuneConfig(
                 search_alg=BasicVariantGenerator(
                     max_concurrent=search.workers.max_groups, random_state=search.sampling_seed
