@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
@@ -598,6 +599,12 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def start_engine(name: str, setup: EngineSetup) -> Any:
-    """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts."""
+    """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts.
+
+    It runs beside the driver: Ray Train starts its controllers on the engine's node, which must not be one that comes
+    and goes.
+    """
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
-    return ray.remote(Engine).options(name=name, num_cpus=0, **limits).remote(setup)
+    options = {"name": name, "num_cpus": 0, "scheduling_strategy": beside, **limits}
+    return ray.remote(Engine).options(**options).remote(setup)

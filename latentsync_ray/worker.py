@@ -100,7 +100,8 @@ class _Worker:
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
-                    self.store.write_partial(segment.key, steps, training.state())
+                    progress = {"steps": steps, "start_weights_sha256": self.start_sha256}
+                    self.store.write_partial(segment.key, progress, training.state())
                 raise _PreemptedError
         trained = time.perf_counter()
 
@@ -146,9 +147,10 @@ class _Worker:
         self.start_sha256 = None  # it goes on with what it has
         if self.held == segment.parent and self.built == (segment.stage, segment.config):
             return training, []
-        state_stage, partial = order["parent_stage"], self._partial(segment.key)
+        state_stage = order["parent_stage"]
+        partial, state = self._left_off(segment.key)
         if partial is not None:
-            state, state_stage = self._partial_state(segment.key, partial), segment.stage
+            state_stage = segment.stage
         elif order["parent_state"] is None:
             state = None
         elif self.held == segment.parent:
@@ -159,29 +161,21 @@ class _Worker:
         training.build(segment.stage, stage_from_settings(segment.config), state, state_stage)
         self.built = (segment.stage, segment.config)
         if partial is not None:
+            self.start_sha256 = partial["start_weights_sha256"]
             return training, list(partial["steps"])
         if state is not None and self.rank == 0:
             started = training.state()
             self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
         return training, []
 
-    def _partial(self, key: str) -> dict[str, Any] | None:
-        """What was kept of a segment, the same on all ranks."""
+    def _left_off(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | tuple[None, None]:
+        """What a worker that had to leave this segment has kept of it, and the state there; the same on all ranks."""
         if not self.setup.preemptible:
-            return None
-        partial = None
-        if self.rank == 0:
-            try:
-                partial = self.store.read_partial(key)
-            except DamagedEntryError as error:
-                self.store.drop_partial(key)
-                raise RuntimeError(f"{error}; it will be trained from its beginning") from None
-        agreed: dict[str, Any] | None = ray.train.collective.broadcast_from_rank_zero(partial)
-        return agreed
-
-    def _partial_state(self, key: str, partial: dict[str, Any]) -> dict[str, torch.Tensor]:
+            return None, None
         try:
-            return self.store.read_partial_state(key, partial["state"])
+            kept = self.store.read_partial(key) if self.rank == 0 else None
+            partial = ray.train.collective.broadcast_from_rank_zero(kept)
+            return (None, None) if partial is None else (partial, self.store.read_partial_state(key, partial["state"]))
         except DamagedEntryError as error:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None

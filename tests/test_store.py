@@ -276,7 +276,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_what_was_kept_of_a_segment_comes_back_unless_it_is_damaged(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     assert store.read_partial(KEY) is None
-    store.write_partial(KEY, [{"loss": 0.25}], make_state())
+    store.write_partial(KEY, {"steps": [{"loss": 0.25}]}, make_state())
     partial = store.read_partial(KEY)
     assert partial is not None and partial["steps"] == [{"loss": 0.25}]
     assert_same_bits(store.read_partial_state(KEY, partial["state"]), make_state())

@@ -159,17 +159,17 @@ class Store:
         """
         return self._read_state(f"{key}/state", state)
 
-    def write_partial(self, key: str, steps: list[dict[str, float]], state: Mapping[str, torch.Tensor]) -> None:
-        """Keeps what is trained of a segment that has to be left: the losses of its steps and the state after them.
+    def write_partial(self, key: str, progress: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+        """Keeps what is trained of a segment that has to be left: what its record will need, and the state there.
 
         Raises:
             StorageError: There is no room, or the place is gone; then nothing has changed.
         """
         entry = self._write_state(f"{key}/partial", state)
-        self.write_json(f"segments/{key}/partial.json", {"key": key, "steps": steps, "state": entry})
+        self.write_json(f"segments/{key}/partial.json", {"key": key, **progress, "state": entry})
 
     def read_partial(self, key: str) -> dict[str, Any] | None:
-        """`steps` and `state` of what was kept of a segment, or None if nothing was.
+        """The progress that was kept of a segment, and `state`, or None if nothing was.
 
         Raises:
             DamagedEntryError: The file is not what was written.
