@@ -175,7 +175,9 @@ class _Worker:
         try:
             kept = self.store.read_partial(key) if self.rank == 0 else None
             partial = ray.train.collective.broadcast_from_rank_zero(kept)
-            return (None, None) if partial is None else (partial, self.store.read_partial_state(key, partial["state"]))
+            if partial is None:
+                return None, None
+            return partial, self.store.read_partial_state(key, partial["state"])
         except DamagedEntryError as error:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
