@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
+from latentsync_ray.groups import run_group
 from latentsync_ray.orders import WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
@@ -36,8 +36,6 @@ _QUIET_SECONDS = 5.0
 _NOTE_SECONDS = 5.0
 """How often it is written down what has been spent."""
 Fault = Literal["error", "diverged", "storage"]
-MAX_RESTARTS = 3
-"""Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
 MAX_ENGINE_LOSSES = 3
 """So often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 
@@ -479,32 +477,8 @@ class Engine:
         threading.Thread(target=self._fit, args=(run, asyncio.get_running_loop()), daemon=True).start()
 
     def _fit(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs a group to its end, in a thread of its own; an exception here would be lost, so it is handed on."""
-        # Ray imports this module wherever the engine is called from, and trials need no torch.
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        # Ray Train hands it to its controller, which starts a process for each group that watches for notices.
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if self._setup.worker.preemptible else "0"
-        error = None
-        try:
-            workers = self._setup.workers
-            resources = {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
-            TorchTrainer(
-                _train_loop,
-                train_loop_config={"setup": self._setup.worker, "group": run.name},
-                scaling_config=ScalingConfig(
-                    num_workers=run.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
-                ),
-                run_config=RunConfig(
-                    name=run.name,
-                    storage_path=self._setup.results,
-                    failure_config=FailureConfig(max_failures=MAX_RESTARTS),
-                ),
-            ).fit()
-        except Exception as exception:  # whatever it is, it is told to those who wait
-            lines = str(exception).strip().splitlines() or [type(exception).__name__]
-            error = f"{type(exception).__name__}: {lines[-1]}"
+        """Runs a group to its end, in a thread of its own."""
+        error = run_group(run.name, run.num_workers, self._setup.workers, self._setup.worker, self._setup.results)
         asyncio.run_coroutine_threadsafe(self._ended(run, error), loop)
 
     async def _ended(self, run: _Run, error: str | None) -> None:
@@ -589,13 +563,6 @@ class Engine:
     def _notice(self, line: str) -> None:
         logger.warning(line)
         self._notices.append(line)
-
-
-def _train_loop(config: dict[str, Any]) -> None:
-    # Imported where it runs: the engine and Ray Train's controller start sooner without the networks' libraries.
-    from latentsync_ray.worker import train_loop
-
-    train_loop(config)
 
 
 def start_engine(name: str, setup: EngineSetup) -> Any:
