@@ -35,6 +35,8 @@ _QUIET_SECONDS = 5.0
 """At a budget, trials that have been given nothing for so long have no more to find in the store."""
 _NOTE_SECONDS = 5.0
 """How often it is written down what has been spent."""
+_HEAD = "node:__internal_head__"
+"""Resource by which Ray marks its head node."""
 Fault = Literal["error", "diverged", "storage"]
 MAX_ENGINE_LOSSES = 3
 """So often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
@@ -568,10 +570,10 @@ class Engine:
 def start_engine(name: str, setup: EngineSetup) -> Any:
     """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts.
 
-    It runs beside the driver: Ray Train starts its controllers on the engine's node, which must not be one that comes
+    It runs on the head node: Ray Train starts its controllers on the engine's node, which must not be one that comes
     and goes.
     """
-    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
     limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
-    options = {"name": name, "num_cpus": 0, "scheduling_strategy": beside, **limits}
-    return ray.remote(Engine).options(**options).remote(setup)
+    options = {"name": name, "num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True)}
+    return ray.remote(Engine).options(**options, **limits).remote(setup)
