@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -145,7 +145,8 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
     try:
         nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
         search = Search(space, storage, cluster.address)
-        started, kinds = time.monotonic(), kinds_in_turn(chance)
+        started = time.monotonic()
+        due: list[str] = []  # all kinds, shuffled, again and again
         next_kill = time.monotonic() + chance.uniform(10, 20)
         seen = 0
         while not search.ended():
@@ -155,12 +156,14 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
                     done.finished[file.parts[-2]] = file.stat().st_mtime
             if len(done.kills) == num_kills or time.monotonic() < next_kill or len(done.finished) < seen:
                 continue
-            kind = next(kinds)
-            killed = kill(kind, chance, search, cluster, nodes)
+            due = due or chance.sample(KINDS, len(KINDS))
+            killed = next(filter(None, (kill(kind, chance, search, cluster, nodes) for kind in due)), None)
             if killed is None:
                 continue
+            due.remove(killed.kind)
             done.kills.append(killed)
-            say(f"{time.monotonic() - started:6.1f} s  kill {len(done.kills):2d}: {kind}, process {killed.pid}")
+            seconds = time.monotonic() - started
+            say(f"{seconds:6.1f} s  kill {len(done.kills):2d}: {killed.kind}, process {killed.pid}")
             # Three of four wait until something more is finished, so that the search gets on.
             next_kill = time.monotonic() + chance.uniform(0.5, 8)
             seen = len(done.finished) + (chance.random() < 0.75)
@@ -175,12 +178,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def kinds_in_turn(chance: random.Random) -> Iterator[str]:
-    """All kinds, shuffled, again and again."""
-    while True:
-        yield from chance.sample(KINDS, len(KINDS))
 
 
 def kill(kind: str, chance: random.Random, search: Search, cluster: Cluster, nodes: list[Any]) -> Kill | None:

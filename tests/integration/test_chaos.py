@@ -75,7 +75,9 @@ def test_a_killed_command_on_its_own_machine_goes_on(make_search: Any, run_searc
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    killed_at = time.monotonic()
+    _, alive = psutil.wait_procs(children, timeout=120)  # Ray's agents look for their cluster for a minute
+    print(f"all processes had ended after {time.monotonic() - killed_at:.0f} s")
     assert not alive, [child.cmdline() for child in alive]
 
     kept = len(list(tmp_path.glob("results/segments/*/record.json")))
@@ -120,7 +122,7 @@ def test_a_killed_command_keeps_to_its_journal(name: str, make_search: Any, run_
     process.wait()
     kept = {file: file.read_bytes() for file in tmp_path.glob("results/searches/*/decisions/*.json")}
     trained = list(tmp_path.glob("results/segments/*/record.json"))
-    assert len(kept) >= 3 and not list(tmp_path.glob("results/searches/*/trials.json"))
+    assert len(kept) >= 3 and not list(tmp_path.glob("results/searches/*/summary.json"))
     print(f"killed after {len(kept)} decisions and {len(trained)} segments")
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
