@@ -57,6 +57,7 @@ class Run:
     """What a search has left, and what was seen while it ran."""
 
     storage: Path
+    started: float = field(default_factory=time.time)
     seconds: float = 0.0
     kills: list[Kill] = field(default_factory=list)
     finished: dict[str, float] = field(default_factory=dict)
@@ -145,7 +146,6 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
     try:
         nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
         search = Search(space, storage, cluster.address)
-        started = time.monotonic()
         due: list[str] = []  # all kinds, shuffled, again and again
         next_kill = time.monotonic() + chance.uniform(10, 20)
         seen = 0
@@ -162,12 +162,13 @@ def run(space: Path, storage: Path, num_kills: int, seed: int, say: Callable[[st
                 continue
             due.remove(killed.kind)
             done.kills.append(killed)
-            seconds = time.monotonic() - started
-            say(f"{seconds:6.1f} s  kill {len(done.kills):2d}: {killed.kind}, process {killed.pid}")
+            say(
+                f"{killed.time - done.started:6.1f} s  kill {len(done.kills):2d}: {killed.kind}, process {killed.pid}"
+            )
             # Three of four wait until something more is finished, so that the search gets on.
             next_kill = time.monotonic() + chance.uniform(0.5, 8)
             seen = len(done.finished) + (chance.random() < 0.75)
-        done.seconds, done.output = time.monotonic() - started, search.output()
+        done.seconds, done.output = time.time() - done.started, search.output()
         return done
     finally:
         search.process.kill()
@@ -250,6 +251,14 @@ def state_is_whole(storage: Path, key: str, record: dict[str, Any]) -> bool:
     return file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == record["state"]["sha256"]
 
 
+def history(run: Run, key: str) -> str:
+    """When a segment was begun and first finished, in seconds since the start."""
+    segment = run.records[key]["segment"]
+    begun = ", ".join(f"{begun - run.started:.1f}" for begun in run.executions()[key])
+    finished = run.finished.get(key, float("nan")) - run.started
+    return f"{segment['stage']} to step {segment['end_step']}: begun at {begun} s; finished at {finished:.1f} s"
+
+
 def _keys(keys: Any) -> str:
     return ", ".join(key[:8] for key in sorted(keys))
 
@@ -283,6 +292,10 @@ def chaos(
     found = verdicts(disturbed, clean)
     for claim, what in found.items():
         say(f"{'does not hold' if what else 'holds':>14}: {claim}{': ' if what else ''}{what}")
+    for key in sorted(disturbed.records) if any(found.values()) else []:
+        say(f"{key[:8]} after {disturbed.records[key]['segment']['parent'][:8]}: {history(disturbed, key)}")
+    if any(found.values()):
+        say(disturbed.output)
     return disturbed, found
 
 
