@@ -81,6 +81,8 @@ class Dispatcher:
         self.done: dict[str, Segment] = {}
         self.positions: dict[str, str] = {}
         """Trial -> key of the last segment that it was given."""
+        self.destinations: dict[str, str] = {}
+        """Trial that was lost and walks its lineage anew -> key of the last segment that it had been given."""
         self.thinking: dict[str, set[str]] = {}
         """Key -> trials that were given it and have not asked again."""
         self.checkpoints: dict[str, str] = {}
@@ -141,7 +143,7 @@ class Dispatcher:
     def give(self, segment: Segment, trial: str) -> list[str]:
         """A trial is given a finished segment. Returns keys whose states nobody needs any more."""
         self._settle(trial)
-        passed = {self.positions.get(trial, segment.parent)}
+        passed = {self._arrive(segment, trial)}
         passed.update(self._droppable_ancestors(segment))  # some may have had to be trained again
         self._move(trial, segment.key)
         self.thinking.setdefault(segment.key, set()).add(trial)
@@ -351,6 +353,27 @@ class Dispatcher:
         thinking.discard(trial)
         if not thinking:
             self.thinking.pop(position, None)
+
+    def _arrive(self, segment: Segment, trial: str) -> str:
+        """Key of the segment that the trial needs no longer: where it was, or, on a way taken twice, where it is."""
+        position = self.positions.get(trial, segment.parent)
+        destination = self.destinations.pop(trial, None)
+        if destination is not None:
+            self._leave_standing(destination)
+        furthest = destination or position
+        if self._leads_to(segment, furthest):
+            self.destinations[trial] = furthest
+            self._num_standing[furthest] += 1
+            return position
+        return furthest
+
+    def _leads_to(self, segment: Segment, key: str) -> bool:
+        """Whether a segment comes before the one of this key in its lineage."""
+        while key in self.done and self.done[key].start_step >= segment.end_step:
+            key = self.done[key].parent
+            if key == segment.key:
+                return True
+        return False
 
     def _move(self, trial: str, position: str | None) -> None:
         left = self.positions.pop(trial, None)

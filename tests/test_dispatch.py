@@ -358,6 +358,37 @@ def test_a_state_is_dropped_once_every_trial_has_passed_it_unless_a_branch_may_s
     assert made.kept == {"root", segments[1].key, segments[2].key, segments[4].key}
 
 
+def test_a_trial_that_begins_anew_finds_the_state_where_it_was() -> None:
+    """Its process was lost: it walks from the first segment again, and has nothing trained twice."""
+    made = dispatcher()
+    segments = lineage(1, "bbb")
+    for segment in segments[:3]:
+        made.ask(segment, "t0")
+        train(made, segment)
+        made.dropped(made.give(segment, "t0"), lambda key: None)
+    for segment in segments[:3]:
+        made.dropped(made.give(segment, "t0"), lambda key: None)
+        assert segments[2].key in made.kept
+    assert not made.destinations
+    made.ask(segments[3], "t0")
+    assert [order.segment for order in made.ready()] == segments[3:]
+    train(made, segments[3])
+    assert made.give(segments[3], "t0") == [segments[2].key]
+
+
+def test_a_trial_that_turns_off_on_its_way_back_needs_the_state_no_more() -> None:
+    made = dispatcher()
+    (first, *_, last), (_, other) = lineage(1, "bb"), lineage(1, "c")
+    for segment in lineage(1, "bb"):
+        made.ask(segment, "t0")
+        train(made, segment)
+        made.dropped(made.give(segment, "t0"), lambda key: None)
+    made.ask(other, "t1")
+    train(made, other)
+    assert made.give(first, "t0") == []
+    assert made.give(other, "t0") == [last.key]
+
+
 def test_groups_are_started_for_distinct_work_within_the_maximum() -> None:
     made = dispatcher(max_groups=2, num_groups=0)
     assert made.groups_to_start() == []
