@@ -86,9 +86,12 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins; or begins again after a pause, as a clone, or because its process was lost."""
-        number = _number(trial)
-        log = self.trials.setdefault(number, TrialLog(number, {}))
+        log = self._log(trial)
         log.parameters, log.status = parameters(trial.config), "running"
+
+    def _log(self, trial: Any) -> TrialLog:
+        number = _number(trial)
+        return self.trials.setdefault(number, TrialLog(number, parameters(trial.config)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -132,8 +135,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         self._bring(log.number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has failed for good."""
-        log = self.trials[_number(trial)]
+        """A trial has failed for good, perhaps before it began: a process that it was to take over may be lost."""
+        log = self._log(trial)
         lines = str(trial.get_error() or "unknown error").strip().splitlines()
         log.status, log.error = "failed", lines[-1]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.tune.experiment import Trial
 
 from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import load_recipe, with_overrides
@@ -90,6 +91,14 @@ def test_a_trial_knows_where_it_left_stage_one_and_what_it_shared() -> None:
     assert trial(0, 40, [1, 1]).transition_step is None
     assert TrialLog(0, {}).transition_step is None
     assert TrialLog(0, {}).num_steps_shared == 0
+
+
+def test_a_trial_may_fail_before_it_began(tmp_path: Path) -> None:
+    """The process that it was to take over is lost; Ray Tune then says nothing of it before."""
+    log = SearchLog(Store(str(tmp_path)), "searches/s")
+    lost = Trial("trial", stub=True, trial_id="a1b2_00007", config={"second_stage.optimizer.lr": 1e-4})
+    log.on_trial_error(0, [lost], lost)
+    assert log.trials == {7: TrialLog(7, lost.config, status="failed", error="unknown error")}
 
 
 @pytest.fixture(scope="module")
