@@ -32,7 +32,7 @@ from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.configfiles import load_search
 from latentsync_ray.dispatch import Dispatcher
 from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
-from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 
@@ -117,19 +117,13 @@ class InProcess:
         assert self.dispatcher.group_to_stop() is None
 
 
+INPUTS = WorkerSetup("none", ComponentsConfig(vae="none"), ValidationConfig(), 16, 0)
+
+
 def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
-    components = ComponentsConfig(vae="none")
-    worker = WorkerSetup(name, storage, "none", components, ValidationConfig(), 16, 0, False, "none:None")
-    return EngineSetup(
-        workers=WorkersConfig(max_groups=NUM_GROUPS),
-        worker=worker,
-        keep_first_stage_from=0,
-        results=storage,
-        folder="searches/scale",
-        budget=BudgetConfig(),
-        num_trials=0,
-    )
+    groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, storage, False)
+    return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
 
 
 def record_of(order: Any) -> dict[str, Any]:
@@ -165,7 +159,7 @@ class CalledDirectly(Engine):
         asyncio.run_coroutine_threadsafe(self._work(run), loop)
 
     async def _work(self, run: Any) -> None:
-        number = await self.join(run.name)
+        _, number = await self.join(run.name)
         while (order := await self.next_order(run.name, number)) is not None:
             await self.finished(run.name, number, record_of(order))
             number += 1
@@ -176,7 +170,7 @@ class Actor(Engine):
     """An engine whose worker groups are processes that answer every order at once."""
 
     def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
-        ray.get(_work.remote(self._setup.worker.engine, run.name))
+        ray.get(_work.remote(self._setup.groups.engine, run.name))
         asyncio.run_coroutine_threadsafe(self._ended(run, None), loop)
 
     async def nothing(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +181,7 @@ class Actor(Engine):
 @ray.remote(num_cpus=0)
 def _work(engine_name: str, group: str) -> None:
     engine = ray.get_actor(engine_name)
-    number = ray.get(engine.join.remote(group))
+    _, number = ray.get(engine.join.remote(group))
     while (order := ray.get(engine.next_order.remote(group, number))) is not None:
         ray.get(engine.finished.remote(group, number, record_of(order)))
         number += 1
@@ -208,12 +202,14 @@ async def engine_directly(num_trials: int, settings: Mapping[str, Any]) -> dict[
     """Seconds of the engine, without Ray's calls, for a new segment and for a known one."""
     with tempfile.TemporaryDirectory() as storage:
         engine = CalledDirectly(engine_setup(storage, "none"))
+        serving = asyncio.create_task(engine.serve("searches/scale", INPUTS))
         started = time.perf_counter()
         await walk_all(engine.run, engine.leave, "new", num_trials, settings)
         walked = time.perf_counter()
         await walk_all(engine.run, engine.leave, "known", num_trials, settings)
         ended = time.perf_counter()
         await engine.stop()
+        await serving
     return {"new": (walked - started) / num_new(num_trials), "known": (ended - walked) / num_answers(num_trials)}
 
 
@@ -224,6 +220,7 @@ def engine_actor(num_trials: int, settings: Mapping[str, Any]) -> dict[str, floa
         name = f"engine-{num_trials}"
         options = {"name": name, "num_cpus": 0, "max_concurrency": MAX_CALLS}
         engine = ray.remote(Actor).options(**options).remote(engine_setup(storage, name))
+        engine.serve.remote("searches/scale", INPUTS)
         calls = {
             "new": (engine.run, num_new(num_trials)),
             "known": (engine.run, num_answers(num_trials)),

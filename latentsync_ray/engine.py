@@ -19,8 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.groups import run_group
-from latentsync_ray.orders import WorkerOrder, WorkerSetup
-from latentsync_ray.search_config import BudgetConfig, WorkersConfig
+from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
+from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
@@ -46,20 +46,26 @@ MAX_ENGINE_LOSSES = 3
 class EngineSetup:
     """What an engine is for."""
 
-    workers: WorkersConfig
-    """How many groups, of what."""
-    worker: WorkerSetup
-    """What the workers need; its `engine` is this actor's name."""
+    groups: GroupSetup
+    """What worker groups are started with; its `engine` is this actor's name."""
     keep_first_stage_from: int
     """Stage-one states from this global_step on are kept."""
-    results: str
-    """Folder or URI below which Ray Train may write."""
-    folder: str
-    """The search's folder below the store's root."""
     budget: BudgetConfig
     """What the search may spend."""
     num_trials: int
     """How many trials there will be in all."""
+
+
+@dataclass(frozen=True)
+class StartedEngine:
+    """An engine that runs."""
+
+    actor: Any
+    """Its handle."""
+    name: str
+    """By which other processes find it."""
+    results: str
+    """Folder or URI below which Ray may write its own files."""
 
 
 @dataclass
@@ -89,8 +95,8 @@ class Engine:
 
     def __init__(self, setup: EngineSetup):
         self._setup = setup
-        self._store = Store(setup.worker.storage)
-        self._dispatcher = Dispatcher(setup.workers.max_groups, setup.keep_first_stage_from)
+        self._store = Store(setup.groups.storage)
+        self._dispatcher = Dispatcher(setup.groups.workers.max_groups, setup.keep_first_stage_from)
         self._records: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._actors: dict[str, str] = {}
@@ -106,17 +112,48 @@ class Engine:
         self._notices: list[str] = []
         self._worker_seconds = 0.0
         self._started_at = self._answered_at = self._noted_at = time.monotonic()
-        self._spent_before = read_spent(self._store, setup.folder)
+        self._spent_before = Spent()
         self._stored_bytes = 0 if setup.budget.storage_gb is None else self._store.state_bytes()
-        self._num_losses = self._count_loss()
-        if self._num_losses > MAX_ENGINE_LOSSES:
-            self._broken = (
-                f"the engine was lost {self._num_losses} times in a row; its log in Ray's folder may say why"
-            )
+        self._num_losses = 0
         self._used_up: str | None = None
         self._released = False
         self._closed = False
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._folder = ""
+        self._inputs: WorkerSetup | None = None
+        self._serving, self._asked = asyncio.Event(), asyncio.Event()
+
+    # For the driver, at the start
+
+    async def warm_up(self, num_workers: int) -> None:
+        """Starts a first worker group, whose libraries load while the driver readies the inputs."""
+        self._start(num_workers)
+
+    async def serve(self, folder: str, inputs: WorkerSetup) -> None:
+        """Serves trials and workers until `stop`.
+
+        Ray repeats a call that was under way when an engine was lost, so one that it starts anew is told the same.
+
+        Args:
+            folder: The search's folder below the store's root.
+            inputs: For the workers.
+        """
+        self._folder, self._inputs = folder, inputs
+        try:
+            self._spent_before = read_spent(self._store, folder)
+            self._num_losses = self._count_loss()
+            if self._num_losses > MAX_ENGINE_LOSSES:
+                lost = f"the engine was lost {self._num_losses} times in a row"
+                self._broken = f"{lost}; its log in Ray's folder may say why"
+            self._serving.set()
+            await self._asked.wait()  # what is stored but needed by nobody is known from what is asked for
+            while not self._closed:
+                await asyncio.sleep(1)
+                await self._keep_house()
+        except Exception as error:  # whatever it is, those who wait are told
+            self._broken = str(error)
+            self._serving.set()
+            self._give_up_waiting(self._broken)
+            raise
 
     # For trials
 
@@ -133,9 +170,8 @@ class Engine:
             `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`; or
             `unfinished`, one line, if a budget is used up.
         """
-        if self._housekeeping is None and not self._closed:
-            self._housekeeping = asyncio.create_task(self._keep_house())
-            self._housekeeping.add_done_callback(self._report_failure)
+        await self._serving.wait()
+        self._asked.set()
         self._actors[trial] = actor
         self._dispatcher.add_root(root)
         segment = self._segment(values)
@@ -169,35 +205,26 @@ class Engine:
         self._forget(self._dispatcher.hold(trial, key))
 
     async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
-        """Trains segments, one after another, that every trial is going to ask for.
-
-        Returns when the first one is trained or nothing has to be trained: until then the processes of trials would
-        only take the CPUs that the first worker needs to load its libraries.
-        """
-        training = asyncio.create_task(self._train_ahead(root, segments))
-        training.add_done_callback(self._report_failure)
-        async with self._changed:
-            await self._changed.wait_for(lambda: training.done() or self._used_up or self._trained)
-
-    async def _train_ahead(self, root: str, segments: list[dict[str, Any]]) -> None:
+        """Trains segments, one after another, that every trial is going to ask for."""
         for values in segments:
             self._start_in_time(values["start_step"], segments[-1]["end_step"])
             if "metrics" not in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
         await self.leave(_PREFETCH, _PREFETCH)
         self._dispatcher.forget(_PREFETCH)
-        async with self._changed:
-            self._changed.notify_all()
 
     def _start_in_time(self, global_step: int, branching_step: int) -> None:
         """Starts the other groups when they will be up at the step from which trials differ, and no sooner."""
-        joined = [run for run in self._runs.values() if run.joined_at is not None]
+        joined = self._joined()
         if self._closed or self._used_up or not joined or self._seconds_per_step is None:
             return
         startup_seconds = (joined[0].joined_at or 0.0) - joined[0].started_at
         if (branching_step - global_step) * self._seconds_per_step <= startup_seconds:
-            for _ in range(self._setup.workers.max_groups - len(self._runs)):
+            for _ in range(self._setup.groups.workers.max_groups - len(self._runs)):
                 self._start(joined[0].num_workers)
+
+    def _joined(self) -> list[_Run]:
+        return [run for run in self._runs.values() if run.joined_at is not None]
 
     async def leave(self, trial: str, actor: str) -> None:
         """A process is done with a trial; Ray Tune may have started two for it, of which one has never asked."""
@@ -242,8 +269,8 @@ class Engine:
 
     # For workers
 
-    async def join(self, group: str) -> int:
-        """Rank 0 of a started or restarted group reports. Returns the number of the group's next order."""
+    async def join(self, group: str) -> tuple[WorkerSetup, int]:
+        """Rank 0 of a started or restarted group reports. Returns the inputs and the number of its next order."""
         run = self._runs[group]
         run.joins += 1
         run.last_busy = time.monotonic()
@@ -252,8 +279,10 @@ class Engine:
         if run.joins > 1 and not run.restarting and run.order is not None:
             self._failed(run, "a worker was lost", lost=True)
         run.restarting = False
+        await self._serving.wait()
+        assert self._inputs is not None
         await self._poke()
-        return run.number
+        return self._inputs, run.number
 
     async def next_order(self, group: str, number: int) -> WorkerOrder | None:
         """Order `number` of a group, once there is one; None when the group is to end."""
@@ -336,7 +365,7 @@ class Engine:
         self._retire(run)
         await self._poke()
 
-    # For the driver
+    # For the driver, later on
 
     async def status(self) -> dict[str, Any]:
         """What is going on, for the live view and the summary."""
@@ -364,16 +393,13 @@ class Engine:
             self._answer(key, {"unfinished": self._used_up})
 
     async def stop(self) -> None:
-        """Gives all groups back and waits for their ends."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            self._housekeeping = None
+        """Gives all groups back and waits for their ends; those that only start end with this actor."""
         self._closed = True
         for run in self._runs.values():
             run.stopping = True
         async with self._changed:
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: not self._runs)
+            await self._changed.wait_for(lambda: not self._joined())
         await self._note_spent()
 
     # Inside
@@ -403,16 +429,14 @@ class Engine:
 
     async def _keep_house(self) -> None:
         """Gives back groups that have had nothing to do for a while, or will have nothing to do any more."""
-        while True:
-            await asyncio.sleep(1)
-            now = time.monotonic()
-            for run in list(self._runs.values()):
-                idle = run.order is None and run.joined_at is not None and not run.stopping
-                if idle and (self._used_up or now - run.last_busy > self._setup.workers.idle_seconds):
-                    self._retire(run)
-            await self._keep_budget()
-            async with self._changed:
-                self._changed.notify_all()
+        now = time.monotonic()
+        for run in self._joined():
+            idle = run.order is None and not run.stopping
+            if idle and (self._used_up or now - run.last_busy > self._setup.groups.workers.idle_seconds):
+                self._retire(run)
+        await self._keep_budget()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _keep_budget(self) -> None:
         """Notes what has been spent, and lets nothing new begin once a budget is used up."""
@@ -436,7 +460,7 @@ class Engine:
         context = ray.get_runtime_context() if ray.is_initialized() else None
         if context is None or context.get_actor_id() is None or not context.was_current_actor_reconstructed:
             return 0
-        file = f"{self._setup.folder}/engine_losses.json"
+        file = f"{self._folder}/engine_losses.json"
         try:
             noted = self._store.read_json(file)
         except DamagedEntryError as error:
@@ -460,7 +484,7 @@ class Engine:
     async def _note(self, name: str, values: Any) -> None:
         """Writes a small file of the search; where that fails, workers meet it too, and end the search."""
         try:
-            await asyncio.to_thread(self._store.write_json, f"{self._setup.folder}/{name}", values)
+            await asyncio.to_thread(self._store.write_json, f"{self._folder}/{name}", values)
         except StorageError as error:
             if str(error) not in self._notices:
                 self._notice(str(error))
@@ -480,7 +504,7 @@ class Engine:
 
     def _fit(self, run: _Run, loop: asyncio.AbstractEventLoop) -> None:
         """Runs a group to its end, in a thread of its own."""
-        error = run_group(run.name, run.num_workers, self._setup.workers, self._setup.worker, self._setup.results)
+        error = run_group(run.name, run.num_workers, self._setup.groups)
         asyncio.run_coroutine_threadsafe(self._ended(run, error), loop)
 
     async def _ended(self, run: _Run, error: str | None) -> None:
@@ -567,7 +591,7 @@ class Engine:
         self._notices.append(line)
 
 
-def start_engine(name: str, setup: EngineSetup) -> Any:
+def start_engine(setup: EngineSetup) -> Any:
     """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts.
 
     It runs on the head node: Ray Train starts its controllers on the engine's node, which must not be one that comes
@@ -575,5 +599,9 @@ def start_engine(name: str, setup: EngineSetup) -> Any:
     """
     (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
     limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
-    options = {"name": name, "num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True)}
+    options = {
+        "name": setup.groups.engine,
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True),
+    }
     return ray.remote(Engine).options(**options, **limits).remote(setup)

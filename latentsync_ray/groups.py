@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from latentsync_ray.orders import WorkerSetup
-from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.orders import GroupSetup
 
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
 
 
-def run_group(name: str, num_workers: int, workers: WorkersConfig, setup: WorkerSetup, results: str) -> str | None:
+def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     """Runs a group until the engine has no more orders for it.
 
     Args:
         name: The group's, by which its workers ask the engine for orders.
         num_workers: How many processes it has.
-        workers: What each of them takes.
-        setup: What they need.
-        results: Folder or URI below which Ray Train may write.
+        setup: What all groups are started with.
 
     Returns:
         What ended it too early, one line, or None. Nothing is raised: an exception would be lost in a thread.
@@ -37,11 +34,11 @@ def run_group(name: str, num_workers: int, workers: WorkersConfig, setup: Worker
             train_loop_config={"setup": setup, "group": name},
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
-                use_gpu=workers.use_gpu,
-                resources_per_worker={"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {}),
+                use_gpu=setup.workers.use_gpu,
+                resources_per_worker={"CPU": setup.workers.num_cpus} | ({"GPU": 1} if setup.workers.use_gpu else {}),
             ),
             run_config=RunConfig(
-                name=name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
+                name=name, storage_path=setup.results, failure_config=FailureConfig(max_failures=MAX_RESTARTS)
             ),
         ).fit()
     except Exception as exception:  # whatever it is, those who wait are told

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 
-from latentsync_ray.cluster import check_resources, cluster
+from latentsync_ray.cluster import check_resources, cluster, nodes_come_and_go  # sets what Ray reads when imported
+
+# isort: split
+import ray
+
 from latentsync_ray.config import Recipe
+from latentsync_ray.engine import EngineSetup, StartedEngine, start_engine
+from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import Store
+from latentsync_ray.triallog import num_trials
 
 
 def launch(search: SearchConfig, recipe: Recipe) -> int:
@@ -22,10 +33,31 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
     """
     started, store = time.monotonic(), Store(search.storage)
     with cluster() as dashboard:
-        warnings = check_resources(search, recipe)
-
-        from latentsync_ray.search import run_search  # with torch and diffusers, which take longer than the rest
-
-        for line in warnings:
+        for line in check_resources(search, recipe):
             print(f"warning: {line}", flush=True)
-        return run_search(search, recipe, store, dashboard, started)
+        with _engine(search, recipe, store) as engine:
+            from latentsync_ray.search import run_search  # torch and diffusers load beside the engine's first workers
+
+            return run_search(search, recipe, store, engine, dashboard, started)
+
+
+@contextlib.contextmanager
+def _engine(search: SearchConfig, recipe: Recipe, store: Store) -> Iterator[StartedEngine]:
+    """An engine, and a place for Ray's own files; neither is left behind."""
+    name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
+    with contextlib.ExitStack() as leaving:
+        if preemptible:  # all nodes have to see the place
+            results = store.uri_of(f"ray/{name}")
+            leaving.callback(store.remove_folder, f"ray/{name}")
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
+            results = leaving.enter_context(folder)
+        groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
+        keep_from = recipe.transition.min_step
+        actor = start_engine(EngineSetup(groups, keep_from, search.budget, num_trials(search)))
+        leaving.callback(ray.kill, actor)  # whatever it has started goes with it
+        # A cluster that grows on demand is not asked for what may turn out to be of no use.
+        fixed = search.start_from is None and "first_stage.num_workers" not in search.param_space
+        if fixed and not preemptible:
+            actor.warm_up.remote(recipe.first_stage.num_workers)
+        yield StartedEngine(actor, name, results)

@@ -1,4 +1,4 @@
-"""What passes between the engine and its workers. Light to import: the engine needs none of the networks."""
+"""What passes between the engine and its worker groups. Light to import: the engine needs none of the networks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from latentsync_ray.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.search_config import WorkersConfig
+
+
+@dataclass(frozen=True)
+class GroupSetup:
+    """What worker groups are started with; it is known before the clips are."""
+
+    engine: str
+    """Name of the engine's actor."""
+    workers: WorkersConfig
+    """How many groups there may be, and what each of their processes takes."""
+    training: str
+    """`module:class` of the two-stage training that takes the steps."""
+    storage: str
+    """Folder or URI of the store."""
+    results: str
+    """Folder or URI below which Ray may write its own files."""
+    preemptible: bool
+    """Whether nodes may be taken away, of which a notice is looked for after every step."""
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker needs besides its orders."""
+    """What a worker needs besides its orders, from when the inputs are ready."""
 
-    engine: str
-    """Name of the engine's actor."""
-    storage: str
-    """Folder or URI of the store."""
     data_folder: str
     """Prepared clips."""
     components: ComponentsConfig
@@ -26,10 +41,6 @@ class WorkerSetup:
     """Frames of a sample."""
     seed: int
     """The recipe's seed."""
-    preemptible: bool
-    """Whether nodes may be taken away, of which a notice is looked for after every step."""
-    training: str
-    """`module:class` of the two-stage training that takes the steps."""
 
 
 class WorkerOrder(TypedDict):

@@ -73,6 +73,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
         self.trials: dict[int, TrialLog] = {}
         self.stopped_by: str | None = None
         """The budget that ends the search, once all in flight is finished."""
+        self.lost = 0
+        """How many trials have failed because a process was lost that they were to take over from another trial."""
         self._store = store
         self._folder = f"{folder}/tensorboard"
         write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
@@ -137,6 +139,8 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good, perhaps before it began: a process that it was to take over may be lost."""
         log = self._log(trial)
+        # Ray Tune tries a trial again only if it was running.
+        self.lost += trial.should_recover()
         lines = str(trial.get_error() or "unknown error").strip().splitlines()
         log.status, log.error = "failed", lines[-1]
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
+import os
 import time
-import uuid
 from typing import Any
 
-from latentsync_ray.cluster import nodes_come_and_go  # sets what Ray reads when it is imported
-
-# isort: split
 import ray
 from ray import tune
 
 from latentsync_ray.branch import lineage_of
 from latentsync_ray.budget import exceeded, read_spent
 from latentsync_ray.config import Recipe, UserError
-from latentsync_ray.engine import EngineSetup, start_engine
+from latentsync_ray.engine import StartedEngine
+from latentsync_ray.environment import environment
 from latentsync_ray.inputs import check_syncnet, ready_inputs
 from latentsync_ray.journal import Journal
 from latentsync_ray.live import LiveView
@@ -30,22 +27,26 @@ from latentsync_ray.segment import Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.suggestions import domain, make_search_algorithm
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
-from latentsync_ray.triallog import TrialLog, leave_unfinished, num_trials
-from latentsync_ray.worker import environment
+from latentsync_ray.triallog import TrialLog, leave_unfinished
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
 MAX_TRIAL_RESTARTS = 3
 """How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
+MAX_REPLAYS = 3
+"""How often the search is gone through again, at no cost, for trials that Ray Tune has given up as they began."""
 
 
-def run_search(search: SearchConfig, recipe: Recipe, store: Store, dashboard: str, started: float) -> int:
+def run_search(
+    search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
+) -> int:
     """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
 
     Args:
         search: What is searched, and how.
         recipe: The recipe that trials vary.
         store: At `search.storage`.
+        engine: Not serving yet; whoever has started it also ends it.
         dashboard: Address of the cluster's dashboard, for the user.
         started: `time.monotonic()` when the command began, for its wall clock.
 
@@ -79,29 +80,29 @@ def run_search(search: SearchConfig, recipe: Recipe, store: Store, dashboard: st
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
         print(f"results: {store.uri_of(folder)}", flush=True)
         return UNFINISHED
-    log = SearchLog(store, folder)  # clears logs of before, so after all checks
     print(f"dashboard: {dashboard}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True) as scratch:
-        # A cluster of several nodes needs a place for Ray's own files that all of them see.
-        ray_files = store.uri_of(f"{folder}/ray") if nodes_come_and_go() else scratch
-        engine_name = f"latentsync_ray-{uuid.uuid4().hex}"
-        engine = start_engine(engine_name, _engine_setup(search, recipe, store, engine_name, ray_files, folder))
-        first = tuple(segment.to_dict() for segment in lineage)
-        setup = TrialSetup(
-            engine_name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None
-        )
+    engine.actor.serve.remote(folder, _inputs(recipe))
+    first = tuple(segment.to_dict() for segment in lineage)
+    setup = TrialSetup(engine.name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None)
+    _prefetch(engine.actor, search, setup)
+    for _ in range(1 + MAX_REPLAYS):
+        log = SearchLog(store, folder)  # clears logs of before, so after all checks
         try:
-            with LiveView(engine, log, search, recipe):
-                _prefetch(engine, search, setup)
-                _fit(_tuner(search, recipe, engine, setup, journal, log, ray_files))
-            if log.stopped_by is not None:
-                leave_unfinished(search, log.trials)
-            status = {**ray.get(engine.status.remote()), "stopped_by": log.stopped_by}
-            ray.get(engine.stop.remote())
+            with LiveView(engine.actor, log, search, recipe):
+                _fit(_tuner(search, recipe, engine, setup, journal, log))
         finally:
-            ray.kill(engine)  # whatever it has started goes with it
             log.close()
-    return _end(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
+        if not log.lost or log.stopped_by is not None:
+            break
+        print(f"note: {log.lost} trials were lost as they began; what is decided is followed again", flush=True)
+        journal = Journal(store, f"{folder}/decisions")
+    if log.stopped_by is not None:
+        leave_unfinished(search, log.trials)
+    status = {**ray.get(engine.actor.status.remote()), "stopped_by": log.stopped_by}
+    stopping = engine.actor.stop.remote()  # groups end while the report is written
+    exit_status = _end(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
+    ray.get(stopping)
+    return exit_status
 
 
 def _end(
@@ -152,22 +153,14 @@ def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLo
     return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 
-def _engine_setup(
-    search: SearchConfig, recipe: Recipe, store: Store, name: str, ray_files: str, folder: str
-) -> EngineSetup:
-    worker = WorkerSetup(
-        engine=name,
-        storage=store.uri,
+def _inputs(recipe: Recipe) -> WorkerSetup:
+    return WorkerSetup(
         data_folder=recipe.data.folder,
         components=recipe.components,
         validation=recipe.validation,
         num_frames=recipe.data.num_frames,
         seed=recipe.seed,
-        preemptible=nodes_come_and_go(),
-        training=recipe.training,
     )
-    keep_from = recipe.transition.min_step
-    return EngineSetup(search.workers, worker, keep_from, ray_files, folder, search.budget, num_trials(search))
 
 
 def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
@@ -188,22 +181,21 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
         following = next_segment(recipe, root, segments[-1] if segments else None, False)
         assert following is not None
         segments.append(following)
-    ray.get(engine.prefetch.remote(root, [segment.to_dict() for segment in segments]))
+    engine.prefetch.remote(root, [segment.to_dict() for segment in segments])
 
 
 def _tuner(
     search: SearchConfig,
     recipe: Recipe,
-    engine: Any,
+    engine: StartedEngine,
     setup: TrialSetup,
     journal: Journal,
     log: SearchLog,
-    ray_files: str,
 ) -> tune.Tuner:
     """Ray Tune's own search over the space, with decisions journaled and progress logged."""
 
     def hold(trial: str, key: str) -> None:
-        ray.get(engine.hold.remote(trial, key))
+        ray.get(engine.actor.hold.remote(trial, key))
 
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
@@ -219,8 +211,7 @@ def _tuner(
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=ray_files,
+            storage_path=engine.results,
             callbacks=[log],
             stop=BudgetStopper(log, setup.engine),
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
@@ -235,6 +226,9 @@ def _fit(tuner: tune.Tuner) -> None:
     Raises:
         UserError: One of them has.
     """
+    # Each trial starts a process. More of them at once than all CPUs but one would keep a worker from training.
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(1, num_cpus - 1)))
     try:
         tuner.fit()
     except tune.TuneError as error:

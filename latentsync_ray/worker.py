@@ -6,9 +6,9 @@ import io
 import math
 import os
 import pkgutil
-import platform
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -21,8 +21,9 @@ from PIL import Image
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.environment import environment
 from latentsync_ray.learn.training import Training, TrainingSetup
-from latentsync_ray.orders import WorkerOrder, WorkerSetup
+from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
@@ -30,13 +31,14 @@ from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights
 def train_loop(config: dict[str, Any]) -> None:
     """Runs on every rank of a worker group until the engine has no more orders."""
     setup, group = config["setup"], config["group"]
-    assert isinstance(setup, WorkerSetup)
+    assert isinstance(setup, GroupSetup)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     engine = ray.get_actor(setup.engine)
+    training = pkgutil.resolve_name(setup.training)  # its libraries load while the driver readies the inputs
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
-    number = int(ray.train.collective.broadcast_from_rank_zero(joined))
-    worker = _Worker(setup, group, rank, world_size)
+    inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
+    worker = _Worker(setup, group, rank, world_size, training, inputs)
 
     while (order := ray.get(engine.next_order.remote(group, number))) is not None:
         try:
@@ -71,8 +73,17 @@ class _PreemptedError(Exception):
 class _Worker:
     """One rank: the training that it keeps warm, and the key of the state in its memory."""
 
-    def __init__(self, setup: WorkerSetup, group: str, rank: int, world_size: int):
+    def __init__(
+        self,
+        setup: GroupSetup,
+        group: str,
+        rank: int,
+        world_size: int,
+        training_class: Callable[[TrainingSetup], Training],
+        inputs: WorkerSetup,
+    ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
+        self.training_class, self.inputs = training_class, inputs
         self.store = Store(setup.storage)
         self.training: Training | None = None
         self.held: str | None = None
@@ -183,31 +194,19 @@ class _Worker:
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
     def _new_training(self) -> Training:
-        setup = self.setup
+        inputs = self.inputs
         # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        training: Training = pkgutil.resolve_name(setup.training)(
+        return self.training_class(
             TrainingSetup(
-                samples=PreparedClips.open(setup.data_folder),
-                components=setup.components,
-                validation=setup.validation,
-                num_frames=setup.num_frames,
-                seed=setup.seed,
+                samples=PreparedClips.open(inputs.data_folder),
+                components=inputs.components,
+                validation=inputs.validation,
+                num_frames=inputs.num_frames,
+                seed=inputs.seed,
                 device=ray.train.torch.get_device(),
                 rank=self.rank,
                 world_size=self.world_size,
             )
         )
-        return training
-
-
-def environment() -> dict[str, str]:
-    """What the last bits of a result may depend on, besides the segment."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }

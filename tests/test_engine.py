@@ -6,12 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from latentsync_ray.budget import read_spent
-from latentsync_ray.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.config import ComponentsConfig, UserError, ValidationConfig
 from latentsync_ray.engine import Engine, EngineSetup
-from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import StorageError, Store
@@ -28,11 +29,14 @@ class WithoutWorkers(Engine):
 
 
 def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
-    components, validation = ComponentsConfig(vae="/vae"), ValidationConfig()
-    worker = WorkerSetup(
-        "engine", str(folder), "/data", components, validation, 8, 0, False, "trivial:TrivialTraining"
-    )
-    return WithoutWorkers(EngineSetup(WorkersConfig(), worker, 0, str(folder), "searches/s", budget, 1))
+    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
+    return WithoutWorkers(EngineSetup(groups, 0, budget, 1))
+
+
+def serve(engine: Engine) -> asyncio.Task[None]:
+    """What the driver calls once its inputs are ready."""
+    inputs = WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8, 0)
+    return asyncio.create_task(engine.serve("searches/s", inputs))
 
 
 async def settle() -> None:
@@ -48,6 +52,7 @@ def ask(engine: Engine, trial: str, actor: str) -> asyncio.Task[dict[str, Any]]:
 def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path) -> None:
     async def search() -> None:
         engine = new_engine(tmp_path)
+        serving = serve(engine)
         asking = ask(engine, "t0", "second process")
         await settle()
         # Ray Tune had started another process for the trial, which it no longer needs.
@@ -56,6 +61,7 @@ def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path)
         await engine.leave("t0", "second process")
         assert not engine._dispatcher.orders
         asking.cancel()
+        serving.cancel()
 
     asyncio.run(search())
 
@@ -71,9 +77,11 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_
             return None
 
     async def search() -> None:
+        serving = serve(engine)
         answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
         assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True}
         assert not engine._dispatcher.orders
+        serving.cancel()
 
     engine = new_engine(tmp_path)
     engine._store = Slow(str(tmp_path))
@@ -83,6 +91,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_
 def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) -> None:
     async def search() -> None:
         engine = new_engine(tmp_path, BudgetConfig(wall_hours=1e-9))
+        serving = serve(engine)
         await engine._keep_budget()
         asking = ask(engine, "t0", "process")
         await settle()
@@ -95,6 +104,7 @@ def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) 
         assert await asking == {"unfinished": stopped_by}
         assert await ask(engine, "t1", "process") == {"unfinished": stopped_by}
         await engine.stop()
+        await asyncio.wait_for(serving, timeout=10)
 
     asyncio.run(search())
     assert read_spent(Store(str(tmp_path)), "searches/s").wall_seconds > 0
@@ -111,16 +121,20 @@ def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path
 
     async def search() -> None:
         engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        serving = [serve(engine)]
         await engine.run("t0", "process", "root", first.to_dict())
         await engine._keep_budget()
         assert engine._used_up is not None  # the only trial may still branch there
 
         engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        serving.append(serve(engine))
         for segment in (first, second):
             await engine.run("t0", "process", "root", segment.to_dict())
         await engine._keep_budget()
         assert engine._used_up is None
         assert store.state_bytes() == engine._stored_bytes == both / 2
+        for task in serving:
+            task.cancel()
 
     asyncio.run(search())
 
@@ -138,5 +152,22 @@ def test_a_storage_that_is_full_is_a_notice_and_the_engine_goes_on(tmp_path: Pat
         (notice,) = (await engine.status())["notices"]
         assert "No space left on device" in notice
         await engine.stop()
+
+    asyncio.run(search())
+
+
+def test_an_engine_that_cannot_serve_tells_those_who_wait(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_json("searches/s/spent.json", {"worker_seconds": 1.0})
+    (tmp_path / "searches/s/spent.json").write_text("{}", encoding="utf-8")
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        asking = ask(engine, "t0", "process")
+        serving = serve(engine)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert "what was spent is not known; delete it" in answer["error"]
+        with pytest.raises(UserError, match="what was spent is not known"):
+            await serving
 
     asyncio.run(search())

@@ -136,7 +136,7 @@ def test_as_long_as_a_search_has_not_ended_nothing_goes(begun: str, store: Store
 def test_verify_names_every_damaged_file(store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
     store.log_execution(keys["10"], {"pid": 1})
     store.write_json("syncnets/a.json", {"balanced_accuracy": 0.9})
-    store.write_bytes("searches/two/ray/own.json", b"Ray's own, without a checksum")
+    store.write_bytes("ray/own.json", b"Ray's own, without a checksum")
     assert run(store, "verify") == 0
     assert capsys.readouterr().out == "all is whole\n"
 

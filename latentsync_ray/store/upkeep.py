@@ -60,7 +60,7 @@ def damages(store: Store) -> Iterator[str]:
         for name in store.files(folder):
             if name.endswith("/record.json"):
                 yield from _damage(store.read_record, name.split("/")[1])
-            elif name.endswith(".json") and "/ray/" not in name:  # Ray's own files have no checksum
+            elif name.endswith(".json"):
                 yield from _damage(store.read_json, name)
     for key, record in whole_records(store).items():
         yield from _damage(store.read_preview, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from helpers import Outcome, ray_processes, when, write_search
+
+from latentsync_ray.trial import Trial
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +147,32 @@ def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: An
     thread.join()
     assert outcome.exit_status == 0
     assert outcome.results == undisturbed
+
+
+class DiesOnce(Trial):
+    """A trial whose process is lost the first time that it is to take another trial's place."""
+
+    mark: str
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Ends the process, unless one has ended so before."""
+        with contextlib.suppress(FileExistsError):
+            Path(self.mark).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset_config(new_config)
+
+
+def test_a_trial_lost_as_it_takes_over_a_process(
+    cluster: None, make_search: Any, run_search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Tune tries no trial again that was not running yet; the search does."""
+    space = make_search(param_space={"transition.at_step": {"grid": [4, 8, 12, 16]}}, max_concurrent_trials=2)
+    monkeypatch.setattr("latentsync_ray.search.Trial", type("Dying", (DiesOnce,), {"mark": str(tmp_path / "mark")}))
+    outcome = run_search(space)
+    assert (tmp_path / "mark").exists()
+    assert outcome.exit_status == 0
+    assert [trial["status"] for trial in outcome.trials] == ["finished"] * 4
+    assert sorted(outcome.executed) == sorted(outcome.records)  # nothing was trained again
 
 
 def test_damaged_entries_are_trained_again(
