@@ -173,6 +173,14 @@ class Dispatcher:
         """A trial has left and needs not even the last state that it was given."""
         self._move(trial, None)
 
+    def forget_all(self) -> None:
+        """All trials have left; the states that they were given stay for those that come after them."""
+        for standing in (self.positions, self.destinations, self.checkpoints):
+            for key in standing.values():
+                self._leave_standing(key)
+            standing.clear()
+        self.thinking.clear()
+
     def ready(self, num_workers: int | None = None) -> list[Order]:
         """Orders that could start now, the one with the most waiters first."""
         return [self.orders[key] for key in self._queue.in_order(num_workers)]

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
-from latentsync_ray.groups import run_group
+from latentsync_ray.groups import empty_places, remove_places, run_group
 from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
@@ -106,6 +106,8 @@ class Engine:
         self._changed = asyncio.Condition()
         self._num_groups = 0
         self._failed_starts = 0
+        self._may_be_empty: set[str] | None = None
+        """Placement groups without a worker when last looked for; None as long as no group has failed to start."""
         self._trained: dict[str, dict[str, float]] = {}
         self._seconds_per_step: float | None = None
         self._poke_due: asyncio.TimerHandle | None = None
@@ -141,6 +143,7 @@ class Engine:
         try:
             self._spent_before = read_spent(self._store, folder)
             self._num_losses = self._count_loss()
+            self._may_be_empty = set() if self._num_losses else None
             if self._num_losses > MAX_ENGINE_LOSSES:
                 lost = f"the engine was lost {self._num_losses} times in a row"
                 self._broken = f"{lost}; its log in Ray's folder may say why"
@@ -280,6 +283,7 @@ class Engine:
             self._failed(run, "a worker was lost", lost=True)
         run.restarting = False
         await self._serving.wait()
+        run.last_busy = time.monotonic()
         assert self._inputs is not None
         await self._poke()
         return self._inputs, run.number
@@ -386,6 +390,13 @@ class Engine:
             "stopped_by": self._used_up if quiet and not training else None,
         }
 
+    async def begin_again(self) -> None:
+        """All trials have ended, and others will go through what they went through."""
+        for trial in self._actors:
+            self._dispatcher.leave(trial)
+        self._actors.clear()
+        self._dispatcher.forget_all()
+
     async def release(self) -> None:
         """At a budget: nobody gets what is not trained yet, so those who wait for it need not."""
         self._released = True
@@ -395,6 +406,7 @@ class Engine:
     async def stop(self) -> None:
         """Gives all groups back and waits for their ends; those that only start end with this actor."""
         self._closed = True
+        self._asked.set()
         for run in self._runs.values():
             run.stopping = True
         async with self._changed:
@@ -435,8 +447,18 @@ class Engine:
             if idle and (self._used_up or now - run.last_busy > self._setup.groups.workers.idle_seconds):
                 self._retire(run)
         await self._keep_budget()
+        await self._keep_places()
         async with self._changed:
             self._changed.notify_all()
+
+    async def _keep_places(self) -> None:
+        """Gives back what lost groups have reserved, which may be all that one that starts now waits for."""
+        if self._may_be_empty is None or not any(run.joined_at is None for run in self._runs.values()):
+            return
+        empty = await asyncio.to_thread(empty_places, self._setup.groups.workers)
+        # A group's workers are there a moment after its place.
+        await asyncio.to_thread(remove_places, empty & self._may_be_empty)
+        self._may_be_empty = empty
 
     async def _keep_budget(self) -> None:
         """Notes what has been spent, and lets nothing new begin once a budget is used up."""
@@ -513,7 +535,9 @@ class Engine:
             self._worker_seconds += (time.monotonic() - run.joined_at) * run.num_workers
         if error is not None:
             self._notice(f"{run.name}: its Ray Train run ended: {error}")
-            self._failed_starts += run.joined_at is None
+            if run.joined_at is None:
+                self._failed_starts += 1
+                self._may_be_empty = self._may_be_empty or set()
         given_up = self._dispatcher.remove_group(run.name, error or "the worker group ended")
         del self._runs[run.name]
         if given_up is not None:

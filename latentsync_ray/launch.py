@@ -15,6 +15,7 @@ import ray
 
 from latentsync_ray.config import Recipe
 from latentsync_ray.engine import EngineSetup, StartedEngine, start_engine
+from latentsync_ray.groups import remove_all_places
 from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import Store
@@ -55,6 +56,7 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store) -> Iterator[Star
         groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
         keep_from = recipe.transition.min_step
         actor = start_engine(EngineSetup(groups, keep_from, search.budget, num_trials(search)))
+        leaving.callback(remove_all_places, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it
         # A cluster that grows on demand is not asked for what may turn out to be of no use.
         fixed = search.start_from is None and "first_stage.num_workers" not in search.param_space

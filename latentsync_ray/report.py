@@ -27,6 +27,8 @@ from latentsync_ray.triallog import TrialLog, best_trial, num_distinct_steps, re
 
 # What a trial reports itself; Ray Tune adds process ids, times and more.
 _REPORTED = ("val/", "train/", "global_step", "second_stage_step", "stage", "cached", "key", "parent", "at_end")
+_LOST = "The actor died unexpectedly"
+"""How Ray tells of a process that was lost; one whose own code failed died of an error."""
 
 
 class EventFile:
@@ -139,9 +141,9 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good, perhaps before it began: a process that it was to take over may be lost."""
         log = self._log(trial)
+        lines = _error_text(trial).strip().splitlines() or ["unknown error"]
         # Ray Tune tries a trial again only if it was running.
-        self.lost += trial.should_recover()
-        lines = str(trial.get_error() or "unknown error").strip().splitlines()
+        self.lost += any(_LOST in line for line in lines) and trial.should_recover()
         log.status, log.error = "failed", lines[-1]
 
     def close(self) -> None:
@@ -181,6 +183,12 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
                 writer.add_scalar(f"{stage}/{name}", value, end)
                 writer.add_scalar(name, value, end)
         writer.flush()
+
+
+def _error_text(trial: Any) -> str:
+    """What Ray Tune has written of a trial's failures; its own reader looks where that comes to lie later."""
+    noted = trial.run_metadata.error_filename is not None
+    return Path(trial.error_file).read_text(encoding="utf-8") if noted else ""
 
 
 def _number(trial: Any) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -13,6 +15,7 @@ from ray import tune
 
 from latentsync_ray.branch import lineage_of
 from latentsync_ray.budget import exceeded, read_spent
+from latentsync_ray.cluster import nodes_come_and_go
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.engine import StartedEngine
 from latentsync_ray.environment import environment
@@ -73,7 +76,9 @@ def run_search(
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        return _end(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+        print(f"results: {store.uri_of(folder)}", flush=True)
+        return exit_status
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
@@ -81,14 +86,14 @@ def run_search(
         print(f"results: {store.uri_of(folder)}", flush=True)
         return UNFINISHED
     print(f"dashboard: {dashboard}", flush=True)
-    engine.actor.serve.remote(folder, _inputs(recipe))
+    serving = engine.actor.serve.remote(folder, _inputs(recipe))
     first = tuple(segment.to_dict() for segment in lineage)
     setup = TrialSetup(engine.name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None)
     _prefetch(engine.actor, search, setup)
     for _ in range(1 + MAX_REPLAYS):
         log = SearchLog(store, folder)  # clears logs of before, so after all checks
         try:
-            with LiveView(engine.actor, log, search, recipe):
+            with LiveView(engine.actor, log, search, recipe), _few_starts_at_once(search):
                 _fit(_tuner(search, recipe, engine, setup, journal, log))
         finally:
             log.close()
@@ -96,16 +101,19 @@ def run_search(
             break
         print(f"note: {log.lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
+        ray.get(engine.actor.begin_again.remote())
     if log.stopped_by is not None:
         leave_unfinished(search, log.trials)
     status = {**ray.get(engine.actor.status.remote()), "stopped_by": log.stopped_by}
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _end(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
+    exit_status = _report(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
     ray.get(stopping)
+    ray.wait([serving])  # Ray prints an error for a call that outlives its actor
+    print(f"results: {store.uri_of(folder)}", flush=True)
     return exit_status
 
 
-def _end(
+def _report(
     store: Store,
     folder: str,
     search: SearchConfig,
@@ -116,12 +124,11 @@ def _end(
     accuracy: float | None,
     started: float,
 ) -> int:
-    """Writes the report and says where it is. Returns the exit status."""
+    """Writes the report. Returns the exit status."""
     wall_seconds = time.monotonic() - started
     succeeded = write_report(
         store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
     )
-    print(f"results: {store.uri_of(folder)}", flush=True)
     if any(trial.status == "unfinished" for trial in trials.values()):
         return UNFINISHED
     return 0 if succeeded else 1
@@ -220,15 +227,29 @@ def _tuner(
     )
 
 
+@contextlib.contextmanager
+def _few_starts_at_once(search: SearchConfig) -> Iterator[None]:
+    """Each trial starts a process; more of them at once than all CPUs but one would keep a worker from training.
+
+    HyperBand needs all trials of a bracket to be there, and a cluster grows only for those that are waiting.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if name in os.environ or search.trial_scheduler.name == "hyperband" or nodes_come_and_go():
+        yield
+        return
+    os.environ[name] = str(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def _fit(tuner: tune.Tuner) -> None:
     """Runs Ray Tune, which wraps what our callbacks and schedulers raise.
 
     Raises:
         UserError: One of them has.
     """
-    # Each trial starts a process. More of them at once than all CPUs but one would keep a worker from training.
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(1, num_cpus - 1)))
     try:
         tuner.fit()
     except tune.TuneError as error:

@@ -676,3 +676,22 @@ def test_nobody_waits_for_ever_whatever_fails(
         if search.ended[f"t{number}"] == "finished":
             assert all(search.trained[segment.key] >= 1 for segment in walk)
     assert all(order.group is not None for order in search.made.orders.values())
+
+
+def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> None:
+    """Ray Tune names them anew; nothing of the names before may keep a state."""
+    made, (first, second) = dispatcher(), lineage(0, "ab")
+    for segment in (first, second):
+        made.ask(segment, "before")
+        train(made, segment)
+        made.hold("before", segment.key)
+        made.dropped(made.give(segment, "before"), lambda key: None)
+    made.leave("before")
+    made.forget_all()
+    assert second.key in made.kept
+    unneeded = [key for segment in (first, second) for key in made.give(segment, "after")]
+    assert second.key in made.kept and second.key not in unneeded
+    after = lineage(0, "abc")[2]
+    made.ask(after, "after")
+    train(made, after)
+    assert made.give(after, "after") == [second.key]

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from helpers import Outcome, ray_processes, when, write_search
 
+from latentsync_ray.groups import empty_places
+from latentsync_ray.search_config import WorkersConfig
 from latentsync_ray.trial import Trial
 
 pytestmark = pytest.mark.slow
@@ -133,6 +135,25 @@ def test_a_killed_controller(
     print_retry(outcome, killed_at[0])
     assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
     assert outcome.results == undisturbed
+
+
+def test_a_controller_killed_before_its_workers_are_up(
+    cluster: None, undisturbed: Any, make_search: Any, run_search: Any
+) -> None:
+    """What it had reserved for them, which is all that there is, goes to the next group's."""
+    workers = {"max_groups": 1, "num_cpus": 2}
+
+    def kill() -> None:
+        for process in ray_processes("ray::TrainController"):
+            process.send_signal(signal.SIGKILL)
+
+    thread = when(lambda: bool(empty_places(WorkersConfig(num_cpus=2))), kill)
+    outcome = run_search(make_search(workers=workers))
+    thread.join()
+    assert outcome.exit_status == 0
+    assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
+    assert outcome.results == undisturbed
+    assert not empty_places(WorkersConfig(num_cpus=2))
 
 
 def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: Any, run_search: Any) -> None:
