@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state.exception import RayStateApiException
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
@@ -455,7 +456,12 @@ class Engine:
         """Gives back what lost groups have reserved, which may be all that one that starts now waits for."""
         if self._may_be_empty is None or not any(run.joined_at is None for run in self._runs.values()):
             return
-        empty = await asyncio.to_thread(empty_places, self._setup.groups.workers)
+        try:
+            empty = await asyncio.to_thread(empty_places, self._setup.groups.workers)
+        except RayStateApiException as error:
+            self._notice(f"what lost groups have reserved cannot be given back: {error}")
+            self._may_be_empty = None
+            return
         # A group's workers are there a moment after its place.
         await asyncio.to_thread(remove_places, empty & self._may_be_empty)
         self._may_be_empty = empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -10,9 +11,12 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.state import list_actors, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 
 from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import WorkersConfig
+
+logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
@@ -64,6 +68,9 @@ def empty_places(workers: WorkersConfig) -> set[str]:
     Ray Train has a process that removes the placement group of a controller which is killed, but only tells it of
     those whose workers are up (ray/train/v2/_internal/callbacks/placement_group_callback.py). The others stay
     reserved as long as the job lasts.
+
+    Raises:
+        RayStateApiException: The cluster has no dashboard to ask.
     """
     job = ("job_id", "=", ray.get_runtime_context().get_job_id())
     alive = [job, ("class_name", "=", "RayTrainWorker"), ("state", "!=", "DEAD")]
@@ -80,13 +87,20 @@ def remove_places(places: Iterable[str]) -> None:
 
 
 def remove_all_places(workers: WorkersConfig) -> None:
-    """Gives back what groups have reserved that were still being started when their engine ended."""
+    """Gives back what groups have reserved that were still being started when their engine ended.
+
+    Without Ray's dashboard it is not known what they have; then it stays reserved until this process ends.
+    """
     job = ("job_id", "=", ray.get_runtime_context().get_job_id())
     alive = [job, ("class_name", "=", "TrainController"), ("state", "!=", "DEAD")]
     end = time.monotonic() + _GONE_SECONDS
-    while list_actors(filters=alive) and time.monotonic() < end:
-        time.sleep(0.1)
-    places = list_placement_groups(filters=[("creator_job_id", *job[1:])], detail=True, limit=_MOST)
+    try:
+        while list_actors(filters=alive) and time.monotonic() < end:
+            time.sleep(0.1)
+        places = list_placement_groups(filters=[("creator_job_id", *job[1:])], detail=True, limit=_MOST)
+    except RayStateApiException as error:
+        logger.info("what groups have reserved is not given back before this process ends: %s", error)
+        return
     remove_places(
         place.placement_group_id for place in places if place.state != "REMOVED" and _is_for_workers(place, workers)
     )
