@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray.util.state.exception import RayStateApiException
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
-from latentsync_ray.groups import empty_places, remove_places, run_group
+from latentsync_ray.groups import NoDashboardError, empty_places, remove_places, run_group
 from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
@@ -458,7 +457,7 @@ class Engine:
             return
         try:
             empty = await asyncio.to_thread(empty_places, self._setup.groups.workers)
-        except RayStateApiException as error:
+        except NoDashboardError as error:
             self._notice(f"what lost groups have reserved cannot be given back: {error}")
             self._may_be_empty = None
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -62,6 +62,10 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     return None
 
 
+class NoDashboardError(Exception):
+    """The cluster has no dashboard, of which Ray asks who has reserved what."""
+
+
 def empty_places(workers: WorkersConfig) -> set[str]:
     """Ids of this job's placement groups that are reserved for workers and have none in them.
 
@@ -70,14 +74,11 @@ def empty_places(workers: WorkersConfig) -> set[str]:
     reserved as long as the job lasts.
 
     Raises:
-        RayStateApiException: The cluster has no dashboard to ask.
+        NoDashboardError: It is not known.
     """
-    job = ("job_id", "=", ray.get_runtime_context().get_job_id())
-    alive = [job, ("class_name", "=", "RayTrainWorker"), ("state", "!=", "DEAD")]
-    taken = {actor.placement_group_id for actor in list_actors(filters=alive, detail=True, limit=_MOST)}
-    created = [("creator_job_id", *job[1:]), ("state", "=", "CREATED")]
-    places = list_placement_groups(filters=created, detail=True, limit=_MOST)
-    return {place.placement_group_id for place in places if _is_for_workers(place, workers)} - taken
+    taken = {actor.placement_group_id for actor in _living("RayTrainWorker")}
+    places = {place.placement_group_id for place in _places(workers) if place.state == "CREATED"}
+    return places - taken
 
 
 def remove_places(places: Iterable[str]) -> None:
@@ -89,21 +90,37 @@ def remove_places(places: Iterable[str]) -> None:
 def remove_all_places(workers: WorkersConfig) -> None:
     """Gives back what groups have reserved that were still being started when their engine ended.
 
-    Without Ray's dashboard it is not known what they have; then it stays reserved until this process ends.
+    Without a dashboard it stays reserved until this process ends.
     """
-    job = ("job_id", "=", ray.get_runtime_context().get_job_id())
-    alive = [job, ("class_name", "=", "TrainController"), ("state", "!=", "DEAD")]
     end = time.monotonic() + _GONE_SECONDS
     try:
-        while list_actors(filters=alive) and time.monotonic() < end:
+        while _living("TrainController") and time.monotonic() < end:
             time.sleep(0.1)
-        places = list_placement_groups(filters=[("creator_job_id", *job[1:])], detail=True, limit=_MOST)
-    except RayStateApiException as error:
+        remove_places(place.placement_group_id for place in _places(workers))
+    except NoDashboardError as error:
         logger.info("what groups have reserved is not given back before this process ends: %s", error)
-        return
-    remove_places(
-        place.placement_group_id for place in places if place.state != "REMOVED" and _is_for_workers(place, workers)
-    )
+
+
+def _living(class_name: str) -> list[Any]:
+    """This job's actors of a class that are or will be alive."""
+    job = ("job_id", "=", ray.get_runtime_context().get_job_id())
+    return _listed(list_actors, [job, ("class_name", "=", class_name), ("state", "!=", "DEAD")])
+
+
+def _places(workers: WorkersConfig) -> list[Any]:
+    """This job's placement groups for workers."""
+    job = ("creator_job_id", "=", ray.get_runtime_context().get_job_id())
+    places = _listed(list_placement_groups, [job, ("state", "!=", "REMOVED")])
+    return [place for place in places if _is_for_workers(place, workers)]
+
+
+def _listed(list_what: Callable[..., list[Any]], filters: list[tuple[str, str, str]]) -> list[Any]:
+    """Asks Ray's state API about the cluster of this process; by itself it would go by the environment."""
+    address = ray.get_runtime_context().gcs_address
+    try:
+        return list_what(address=address, filters=filters, detail=True, limit=_MOST)
+    except (RayStateApiException, ValueError) as error:
+        raise NoDashboardError(str(error)) from error
 
 
 def _is_for_workers(place: Any, workers: WorkersConfig) -> bool:

@@ -33,18 +33,26 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
     started, store = time.monotonic(), Store(search.storage)
+    stays = ray.is_initialized()
     with cluster() as dashboard:
         for line in check_resources(search, recipe):
             print(f"warning: {line}", flush=True)
-        with _engine(search, recipe, store) as engine:
+        with _engine(search, recipe, store, stays) as engine:
             from latentsync_ray.search import run_search  # torch and diffusers load beside the engine's first workers
 
             return run_search(search, recipe, store, engine, dashboard, started)
 
 
 @contextlib.contextmanager
-def _engine(search: SearchConfig, recipe: Recipe, store: Store) -> Iterator[StartedEngine]:
-    """An engine, and a place for Ray's own files; neither is left behind."""
+def _engine(search: SearchConfig, recipe: Recipe, store: Store, stays: bool) -> Iterator[StartedEngine]:
+    """An engine, and a place for Ray's own files; neither is left behind.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        store: At `search.storage`.
+        stays: Whether this process stays on its cluster afterwards.
+    """
     name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
     with contextlib.ExitStack() as leaving:
         if preemptible:  # all nodes have to see the place
@@ -56,7 +64,8 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store) -> Iterator[Star
         groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
         keep_from = recipe.transition.min_step
         actor = start_engine(EngineSetup(groups, keep_from, search.budget, num_trials(search)))
-        leaving.callback(remove_all_places, search.workers)
+        if stays:  # otherwise the end of this process gives all back
+            leaving.callback(remove_all_places, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it
         # A cluster that grows on demand is not asked for what may turn out to be of no use.
         fixed = search.start_from is None and "first_stage.num_workers" not in search.param_space
