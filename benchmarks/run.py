@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def main() -> None:
         _, recipe = load_search(SPACE, arguments)
         ready_inputs(recipe)
         output, our_processes = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *arguments)
-        results = Path(output.splitlines()[-1].removeprefix("results: "))
+        results = Path(re.findall("^results: (.+)$", output, re.MULTILINE)[-1])
         ours = json.loads((results / "summary.json").read_text())
         with (results / "trials.csv").open() as stream:
             rows = list(csv.DictReader(stream))

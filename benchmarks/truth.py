@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def search(*arguments: str) -> Path:
     with contextlib.redirect_stdout(output):
         status = tune([SPACE, *arguments])
     assert status == 0, output.getvalue()
-    return Path(output.getvalue().splitlines()[-1].removeprefix("results: "))
+    return Path(re.findall("^results: (.+)$", output.getvalue(), re.MULTILINE)[-1])
 
 
 def best_of_grid(folder: Path) -> dict[int, float]:

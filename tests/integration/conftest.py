@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
-from helpers import Outcome, write_search
+from helpers import Outcome, results_folder, write_search
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,6 @@ def run_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[.
         status = main([str(space), f"storage={tmp_path / store}", *arguments])
         output = capsys.readouterr().out
         print(output)  # shown if the test fails
-        last_line = output.strip().splitlines()[-1]
-        assert last_line.startswith("results: ")
-        return Outcome(Path(last_line.removeprefix("results: ")), tmp_path / store, status)
+        return Outcome(results_folder(output), tmp_path / store, status)
 
     return run

@@ -116,3 +116,9 @@ def ray_processes(title: str) -> list[psutil.Process]:
         if any(title in part for part in process.info["cmdline"] or []):
             found.append(process)
     return found
+
+
+def results_folder(output: str) -> Path:
+    """Where a command says that its results are; on its way out Ray may add a line of its own."""
+    said = [line for line in output.splitlines() if line.startswith("results: ")]
+    return Path(said[-1].removeprefix("results: "))

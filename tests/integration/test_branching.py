@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Outcome
+from helpers import Outcome, results_folder
 
 from latentsync_ray import train
 from latentsync_ray.config import UserError
@@ -21,8 +21,8 @@ def test_a_branch_by_hand_is_what_a_trial_would_have_done(
 ) -> None:
     def run(*arguments: str, store: str = "results") -> Outcome:
         status = train.main([str(tmp_path / "recipe"), *arguments, f"storage={tmp_path / store}"])
-        folder = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("results: ")
-        return Outcome(Path(folder), tmp_path / store, status)
+        folder = results_folder(capsys.readouterr().out)
+        return Outcome(folder, tmp_path / store, status)
 
     make_search()
     before = run("transition.at_step=16")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Outcome
+from helpers import Outcome, results_folder
 
 from latentsync_ray import export, train
 
@@ -24,7 +24,7 @@ def test_one_run_and_the_best_recipe_again(
     def run(recipe: Path) -> Outcome:
         status = train.main([str(recipe), f"storage={tmp_path / 'results'}"])
         return Outcome(
-            Path(capsys.readouterr().out.strip().splitlines()[-1].removeprefix("results: ")),
+            results_folder(capsys.readouterr().out),
             tmp_path / "results",
             status,
         )

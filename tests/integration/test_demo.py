@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Outcome
+from helpers import ROOT, Outcome, results_folder
 
 from latentsync_ray.config import Recipe
 from latentsync_ray.configfiles import load_recipe, stage_from_settings
@@ -33,7 +33,7 @@ def tune(storage: Path) -> tuple[Outcome, float]:
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("results: "))
+    folder = results_folder(done.stdout)
     return Outcome(folder, storage, 0), time.monotonic() - started
 
 

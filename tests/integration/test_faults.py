@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import Outcome, ray_processes, when, write_search
+from helpers import Outcome, ray_processes, results_folder, when, write_search
 
 from latentsync_ray.groups import empty_places
 from latentsync_ray.search_config import WorkersConfig
@@ -274,7 +274,7 @@ def test_a_clip_that_turns_unreadable_in_mid_run(make_search: Any, run_search: A
     shutil.copy(tmp_path / "whole", min(folder.glob("*/clips/*.safetensors")))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
-    folder = Path(again.stdout.strip().splitlines()[-1].removeprefix("results: "))
+    folder = results_folder(again.stdout)
     with (folder / "trials.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     clean = run_search(space, *settings, store="undisturbed")
@@ -310,6 +310,6 @@ def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
-    folder = Path(again.stdout.strip().splitlines()[-1].removeprefix("results: "))
+    folder = results_folder(again.stdout)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps_trained"] == summary["steps_distinct"] - 4 * len(kept)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import results_folder
 
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, leftovers, whole_records
@@ -54,7 +55,7 @@ def test_two_searches_share_a_store(make_search: Any, run_search: Any, tmp_path:
     begun = []
     for name, file in files.items():
         alone = run_search(file, store=f"{name} alone")
-        folder = Path(said[name].strip().splitlines()[-1].removeprefix("results: "))
+        folder = results_folder(said[name])
         with (folder / "trials.csv").open() as stream:
             assert list(csv.DictReader(stream)) == alone.trials
         assert json.loads((folder / "summary.json").read_text())["best"] == alone.summary["best"]
