@@ -26,7 +26,7 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
     """Runs a search, or goes on with it, on the cluster that there is or on this machine.
 
     Returns:
-        The exit status of `search.run_search`.
+        The exit status that `search.run_search` gives.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -40,7 +40,9 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
         with _engine(search, recipe, store, stays) as engine:
             from latentsync_ray.search import run_search  # torch and diffusers load beside the engine's first workers
 
-            return run_search(search, recipe, store, engine, dashboard, started)
+            exit_status, results = run_search(search, recipe, store, engine, dashboard, started)
+    print(f"results: {results}", flush=True)  # the last line: until here Ray may print one of its own
+    return exit_status
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ MAX_REPLAYS = 3
 
 def run_search(
     search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
-) -> int:
+) -> tuple[int, str]:
     """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
 
     Args:
@@ -54,7 +54,8 @@ def run_search(
         started: `time.monotonic()` when the command began, for its wall clock.
 
     Returns:
-        0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end.
+        The exit status: 0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end. And the
+        folder or URI of the results.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -77,14 +78,12 @@ def run_search(
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
         exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
-        print(f"results: {store.uri_of(folder)}", flush=True)
-        return exit_status
+        return exit_status, store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
-        print(f"results: {store.uri_of(folder)}", flush=True)
-        return UNFINISHED
+        return UNFINISHED, store.uri_of(folder)
     print(f"dashboard: {dashboard}", flush=True)
     serving = engine.actor.serve.remote(folder, _inputs(recipe))
     first = tuple(segment.to_dict() for segment in lineage)
@@ -109,8 +108,7 @@ def run_search(
     exit_status = _report(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
-    print(f"results: {store.uri_of(folder)}", flush=True)
-    return exit_status
+    return exit_status, store.uri_of(folder)
 
 
 def _report(
