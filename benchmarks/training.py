@@ -1,6 +1,7 @@
 """Part of `make bench`: one training step against what it could be, as ratios in one run.
 
-1. The UNet's forward and backward pass against diffusers' own 2D UNet of the same widths on the same 16 images.
+1. The UNet's forward and backward pass against diffusers' own 2D UNet of the same widths on the same 16 images; also
+   the most memory that a process which does nothing else takes.
 2. A stage-one step on prepared clips against the same step with the encoding of its frames inside.
 3. Drawing samples against the step that they are for.
 """
@@ -8,9 +9,12 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +33,13 @@ from latentsync_ray.learn.unet import UNet3DConditionModel
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (64, 128, 256, 256)
 NUM_FRAMES, SIZE = 16, 32
+SHAPE = {
+    "in_channels": 13,
+    "out_channels": 4,
+    "block_out_channels": WIDTHS,
+    "cross_attention_dim": 384,
+    "attention_head_dim": 8,
+}
 REPEATS = 5
 
 
@@ -44,31 +55,40 @@ def seconds_of(*functions: Callable[[], object]) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
-def unets() -> list[float]:
-    """Forward and backward pass: ours without motion modules, diffusers' 2D UNet."""
-    shape = {
-        "in_channels": 13,
-        "out_channels": 4,
-        "block_out_channels": WIDTHS,
-        "cross_attention_dim": 384,
-        "attention_head_dim": 8,
-    }
-    ours = UNet3DConditionModel(**shape, use_motion_module=False, add_audio_layer=True)
-    theirs = UNet2DConditionModel(
-        **shape,
+def our_step() -> Callable[[], None]:
+    """A forward and backward pass of our UNet without motion modules."""
+    unet = UNet3DConditionModel(**SHAPE, use_motion_module=False, add_audio_layer=True)
+    inputs = torch.randn(1, 13, NUM_FRAMES, SIZE, SIZE), torch.tensor([500]), torch.randn(1, NUM_FRAMES, 50, 384)
+    return partial(_step, unet, *inputs)
+
+
+def their_step() -> Callable[[], None]:
+    """The same of diffusers' 2D UNet, the frames being its images."""
+    unet = UNet2DConditionModel(
+        **SHAPE,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )
-    sample, audio = torch.randn(1, 13, NUM_FRAMES, SIZE, SIZE), torch.randn(1, NUM_FRAMES, 50, 384)
-    images, states = sample[0].transpose(0, 1).contiguous(), audio[0]
-    timestep = torch.tensor([500])
-    print(f"parameters: ours {_count(ours):,}, diffusers' {_count(theirs):,}")
+    inputs = torch.randn(NUM_FRAMES, 13, SIZE, SIZE), torch.tensor([500]), torch.randn(NUM_FRAMES, 50, 384)
+    return partial(_step, unet, *inputs)
 
-    def step(unet: torch.nn.Module, *inputs: torch.Tensor) -> None:
-        unet.zero_grad(set_to_none=True)
-        unet(*inputs).sample.square().mean().backward()
 
-    return seconds_of(lambda: step(ours, sample, timestep, audio), lambda: step(theirs, images, timestep, states))
+def _step(unet: torch.nn.Module, *inputs: torch.Tensor) -> None:
+    unet.zero_grad(set_to_none=True)
+    unet(*inputs).sample.square().mean().backward()
+
+
+def peak_gib(make_step: Callable[[], Callable[[], None]]) -> float:
+    """Most memory of a process that takes two steps, in GiB, libraries included."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of, (make_step,))
+
+
+def _peak_of(make_step: Callable[[], Callable[[], None]]) -> float:
+    step = make_step()
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def stage_one(data: str, vae: str) -> list[float]:
@@ -102,10 +122,6 @@ def stage_one(data: str, vae: str) -> list[float]:
     return seconds_of(lambda: training.step(0, 0), with_encoding, draw)
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def main() -> None:
     """Measures and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -113,17 +129,18 @@ def main() -> None:
     parser.add_argument("--vae", help="the autoencoder that it was made with")
     options = parser.parse_args()
     table = Table(title=f"median of {REPEATS}, {torch.get_num_threads()} threads")
-    for column in ("", "ours, s", "other, s", "ratio"):
+    for column in ("", "ours", "other", "ratio"):
         table.add_column(column, justify="right")
 
     def row(name: str, own: float, other: float) -> None:
         table.add_row(name, f"{own:.3f}", f"{other:.3f}", f"{own / other:.3f}")
 
-    row("UNet forward and backward / diffusers' 2D UNet", *unets())
+    row("UNet forward and backward / diffusers' 2D UNet, s", *seconds_of(our_step(), their_step()))
+    row("most memory of it / diffusers' 2D UNet, GiB", peak_gib(our_step), peak_gib(their_step))
     if options.data:
         step, with_encoding, drawing = stage_one(options.data, options.vae)
-        row("stage-one step on prepared clips / with encoding inside", step, with_encoding)
-        row("drawing the samples / the step", drawing, step)
+        row("stage-one step on prepared clips / with encoding inside, s", step, with_encoding)
+        row("drawing the samples / the step, s", drawing, step)
     Console(width=110).print(table)
 
 

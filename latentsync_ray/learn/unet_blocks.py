@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import FeedForward as DiffusersFeedForward
 from torch import Tensor, nn
+
+from latentsync_ray.learn.recompute import geglu, group_norm_silu
 
 CPU_HEAD_DIM = 16
 """Narrower heads are filled up with zeros on a CPU, whose kernel takes nearly twice as long for 8 as for 16."""
@@ -30,6 +32,20 @@ class VideoGroupNorm(nn.GroupNorm):
         """Normalise (B * F, C, H, W)."""
         videos = hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2)  # (B, C, F, H, W)
         return super().forward(videos).transpose(1, 2).flatten(0, 1)
+
+    def activated(self, hidden_states: Tensor, batch_size: int) -> Tensor:
+        """Normalise (B * F, C, H, W) and apply SiLU."""
+        videos = hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2)
+        return group_norm_silu(videos, self).transpose(1, 2).flatten(0, 1)
+
+
+class FeedForward(DiffusersFeedForward):  # type: ignore[misc]
+    """diffusers' feed-forward layer with GEGLU, whose product is not kept for the backward pass."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (N, L, C) to the same shape."""
+        gate, _, project_out = self.net
+        return project_out(geglu(gate.proj(hidden_states)))
 
 
 class ResnetBlock(nn.Module):
@@ -51,10 +67,10 @@ class ResnetBlock(nn.Module):
         batch_size = len(temb)
         num_frames = len(hidden_states) // batch_size
         residual = self.conv_shortcut(hidden_states)
-        hidden_states = self.conv1(F.silu(self.norm1(hidden_states, batch_size)))
+        hidden_states = self.conv1(self.norm1.activated(hidden_states, batch_size))
         shift = self.time_emb_proj(temb).repeat_interleave(num_frames, dim=0)
         hidden_states = hidden_states + shift[:, :, None, None]
-        return residual + self.conv2(F.silu(self.norm2(hidden_states, batch_size)))
+        return residual + self.conv2(self.norm2.activated(hidden_states, batch_size))
 
 
 class Attention(nn.Module):
@@ -167,7 +183,7 @@ class TemporalTransformerBlock(nn.Module):
             TemporalAttention(channels, num_heads, max_len) for _ in range(num_attention_layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(num_attention_layers))
-        self.ff = FeedForward(channels, activation_fn="geglu")
+        self.ff = FeedForward(channels)
         self.ff_norm = nn.LayerNorm(channels)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
