@@ -32,7 +32,7 @@ from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.configfiles import load_search
 from latentsync_ray.dispatch import Dispatcher
 from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
-from latentsync_ray.orders import GroupSetup, WorkerSetup
+from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 
@@ -126,12 +126,10 @@ def engine_setup(storage: str, name: str) -> EngineSetup:
     return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
 
 
-def record_of(order: Any) -> dict[str, Any]:
+def outcome_of(order: Any) -> SegmentOutcome:
     """What a worker would report."""
     return {
-        "segment": order["segment"],
         "metrics": METRICS,
-        "steps": [{"loss": 0.0, "recon": 0.0}] * 100,
         "state": {"status": "kept", "sha256": order["segment"]["parent"], "bytes": 0},
         "timings": {"restore_seconds": 0.0, "train_seconds": 0.0, "validate_seconds": 0.0},
     }
@@ -160,8 +158,9 @@ class CalledDirectly(Engine):
 
     async def _work(self, run: Any) -> None:
         _, number = await self.join(run.name)
-        while (order := await self.next_order(run.name, number)) is not None:
-            await self.finished(run.name, number, record_of(order))
+        order = await self.next_order(run.name, number)
+        while order is not None:
+            order = await self.finished(run.name, number, outcome_of(order))
             number += 1
         await self._ended(run, None)
 
@@ -182,8 +181,9 @@ class Actor(Engine):
 def _work(engine_name: str, group: str) -> None:
     engine = ray.get_actor(engine_name)
     _, number = ray.get(engine.join.remote(group))
-    while (order := ray.get(engine.next_order.remote(group, number))) is not None:
-        ray.get(engine.finished.remote(group, number, record_of(order)))
+    order = ray.get(engine.next_order.remote(group, number))
+    while order is not None:
+        order = ray.get(engine.finished.remote(group, number, outcome_of(order)))
         number += 1
 
 

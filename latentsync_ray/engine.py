@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
 from latentsync_ray.groups import NoDashboardError, empty_places, remove_places, run_group
-from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
+from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
@@ -84,6 +85,13 @@ class _Run:
     """Its workers have reported an error and will be started anew."""
     stopping: bool = False
     last_busy: float = field(default_factory=time.monotonic)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced by another, whenever something changes of what its ranks wait for."""
+
+    def wake(self) -> None:
+        """Has its ranks look again."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def holds(self, number: int) -> bool:
         """Whether order `number` is there; a rank may ask for it while another still reports the one before."""
@@ -103,7 +111,6 @@ class Engine:
         self._errors: dict[str, dict[str, Any]] = {}
         self._broken: str | None = None
         self._runs: dict[str, _Run] = {}
-        self._changed = asyncio.Condition()
         self._num_groups = 0
         self._failed_starts = 0
         self._may_be_empty: set[str] | None = None
@@ -259,7 +266,7 @@ class Engine:
             values = {**values, "config": parent.config}
         return Segment(**values)
 
-    def _remember(self, key: str, record: dict[str, Any]) -> None:
+    def _remember(self, key: str, record: Mapping[str, Any]) -> None:
         """Keeps what will be asked for again; the losses of every step stay in the store alone."""
         self._records[key] = {name: record[name] for name in ("metrics", "state")}
 
@@ -291,8 +298,8 @@ class Engine:
     async def next_order(self, group: str, number: int) -> WorkerOrder | None:
         """Order `number` of a group, once there is one; None when the group is to end."""
         run = self._runs[group]
-        async with self._changed:
-            await self._changed.wait_for(lambda: run.stopping or run.number > number or run.holds(number))
+        while not (run.stopping or run.number > number or run.holds(number)):
+            await run.changed.wait()
         if run.stopping or not run.holds(number):
             return None
         assert run.order is not None
@@ -303,21 +310,21 @@ class Engine:
             "parent_stage": self._dispatcher.done[run.order.segment.parent].stage if parent else "",
         }
 
-    async def finished(self, group: str, number: int, record: dict[str, Any]) -> None:
-        """Rank 0 of a group has trained and published its order."""
+    async def finished(self, group: str, number: int, outcome: SegmentOutcome) -> WorkerOrder | None:
+        """Rank 0 of a group has trained and published its order. Returns the next one, as `next_order` does."""
         run = self._runs[group]
-        if run.number != number or run.order is None:
-            return
-        order = self._dispatcher.finish(group, time.monotonic())
-        self._stored_bytes += record["state"]["bytes"]
-        self._remember(order.segment.key, record)
-        self._count(order.segment, record["timings"])
-        self._next(run)
-        self._answer(order.segment.key, record)
-        await self._poke()
-        if self._num_losses:
-            self._num_losses = 0
-            await self._note("engine_losses.json", {"losses": 0})
+        if run.number == number and run.order is not None:
+            order = self._dispatcher.finish(group, time.monotonic())
+            self._stored_bytes += outcome["state"]["bytes"]
+            self._remember(order.segment.key, outcome)
+            self._count(order.segment, outcome["timings"])
+            self._next(run)
+            self._answer(order.segment.key, self._records[order.segment.key])
+            await self._poke()
+            if self._num_losses:
+                self._num_losses = 0
+                await self._note("engine_losses.json", {"losses": 0})
+        return await self.next_order(group, number + 1)
 
     async def failed(
         self, group: str, number: int, error: str, fault: Fault, restarting: bool, lost_parent: str | None
@@ -408,10 +415,10 @@ class Engine:
         self._closed = True
         self._asked.set()
         for run in self._runs.values():
-            run.stopping = True
-        async with self._changed:
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: not self._joined())
+            self._retire(run)
+        for run in self._joined():
+            while run.name in self._runs:
+                await run.changed.wait()
         await self._note_spent()
 
     # Inside
@@ -425,13 +432,12 @@ class Engine:
             if run.joined_at is not None and not run.restarting and not run.stopping:
                 run.order = self._dispatcher.assign(run.name, now)
                 lingering = lingering or run.order is None
+                run.wake()
         for num_workers in [] if self._closed or self._used_up else self._dispatcher.groups_to_start():
             self._start(num_workers)
         in_the_way = self._dispatcher.group_to_stop()
         if in_the_way is not None:
             self._retire(self._runs[in_the_way])
-        async with self._changed:
-            self._changed.notify_all()
         if lingering and self._dispatcher.any_ready() and self._poke_due is None:
             self._poke_due = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._poke_again)
 
@@ -448,8 +454,6 @@ class Engine:
                 self._retire(run)
         await self._keep_budget()
         await self._keep_places()
-        async with self._changed:
-            self._changed.notify_all()
 
     async def _keep_places(self) -> None:
         """Gives back what lost groups have reserved, which may be all that one that starts now waits for."""
@@ -545,6 +549,7 @@ class Engine:
                 self._may_be_empty = self._may_be_empty or set()
         given_up = self._dispatcher.remove_group(run.name, error or "the worker group ended")
         del self._runs[run.name]
+        run.wake()
         if given_up is not None:
             self._give_up(given_up)
         if self._failed_starts >= MAX_FAILED_STARTS:
@@ -572,9 +577,11 @@ class Engine:
         run.number += 1
         run.order = None
         run.last_busy = time.monotonic()
+        run.wake()
 
     def _retire(self, run: _Run) -> None:
         run.stopping = True
+        run.wake()
 
     def _give_up_waiting(self, error: str) -> None:
         """Tells all whose segments nobody trains now that these will not come."""

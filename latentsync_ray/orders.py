@@ -52,3 +52,11 @@ class WorkerOrder(TypedDict):
     """The entry `state` of the parent's record; None at step 0."""
     parent_stage: str
     """The stage that the parent's state belongs to; empty at step 0."""
+
+
+class SegmentOutcome(TypedDict):
+    """What the engine needs to know of a segment that was trained and published; the entries of its record."""
+
+    metrics: dict[str, float]
+    state: dict[str, Any]
+    timings: dict[str, float]

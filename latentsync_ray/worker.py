@@ -23,7 +23,7 @@ from latentsync_ray.configfiles import stage_from_settings
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.environment import environment
 from latentsync_ray.learn.training import Training, TrainingSetup
-from latentsync_ray.orders import GroupSetup, WorkerOrder, WorkerSetup
+from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
@@ -40,9 +40,11 @@ def train_loop(config: dict[str, Any]) -> None:
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
     worker = _Worker(setup, group, rank, world_size, training, inputs)
 
-    while (order := ray.get(engine.next_order.remote(group, number))) is not None:
+    order = ray.get(engine.next_order.remote(group, number))
+    while order is not None:
+        outcome = None
         try:
-            record = worker.execute(order)
+            outcome = worker.execute(order)
         except _PreemptedError:
             if rank == 0:
                 ray.get(engine.leaves.remote(group, number))
@@ -60,10 +62,12 @@ def train_loop(config: dict[str, Any]) -> None:
             ray.get(engine.failed.remote(group, number, one_line, fault, restarting, lost_parent))
             if restarting:
                 raise
+        if outcome is not None:
+            following = engine.finished.remote(group, number, outcome)
         else:
-            if rank == 0:
-                ray.get(engine.finished.remote(group, number, record))
+            following = engine.next_order.remote(group, number + 1)
         number += 1
+        order = ray.get(following)
 
 
 class _PreemptedError(Exception):
@@ -94,8 +98,8 @@ class _Worker:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
-    def execute(self, order: WorkerOrder) -> dict[str, Any]:
-        """Trains one segment, validates, and publishes. Returns the record (on rank 0; others an empty one)."""
+    def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
+        """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = Segment(**order["segment"])
         started = time.perf_counter()
         if self.rank == 0:
@@ -128,7 +132,7 @@ class _Worker:
         # Publish: state first, record last.
         self.held = segment.key
         if self.rank != 0:
-            return {}
+            return None
         state, preview = training.state(), training.preview()
         picture = io.BytesIO()
         if preview is not None:
@@ -146,7 +150,8 @@ class _Worker:
                 "validate_seconds": validated - trained,
             },
         }
-        return self.store.publish(segment.key, record, state, picture.getvalue() or None)
+        stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
+        return {"metrics": metrics, "state": stored["state"], "timings": stored["timings"]}
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training, list[dict[str, float]]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
