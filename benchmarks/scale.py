@@ -117,7 +117,7 @@ class InProcess:
         assert self.dispatcher.group_to_stop() is None
 
 
-INPUTS = WorkerSetup("none", ComponentsConfig(vae="none"), ValidationConfig(), 16, 0)
+INPUTS = WorkerSetup("none", ComponentsConfig(vae="none"), ValidationConfig(), 16)
 
 
 def engine_setup(storage: str, name: str) -> EngineSetup:

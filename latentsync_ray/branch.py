@@ -60,7 +60,7 @@ def _read(store: Store, key: str) -> Segment | None:
 def _check(search: SearchConfig, recipe: Recipe, last: Segment) -> None:
     """The recipe must be able to take the state up."""
     for name in search.param_space:
-        if name.split(".")[0] in ("seed", "training"):
+        if name == "seed":
             raise UserError(f"param_space.{name}: must stay the same for trials that start from a segment; remove it")
     stage = getattr(recipe, last.stage)
     if last.config["model"] != stage.model:

@@ -243,7 +243,7 @@ def _check_space(search: SearchConfig, recipe: Recipe, file: Path) -> None:
             if kind == "randint" and not all(isinstance(v, int) for v in values):
                 raise UserError(f"{where}: randint must be two whole numbers, got {values!r}")
             values = _draws(kind, *values)
-        if key.split(".")[0] in ("data", "components", "validation"):
+        if key.split(".")[0] in ("data", "components", "validation", "training"):
             raise UserError(f"{where}: must stay the same for all trials, else they cannot be compared; remove it")
         for value in values:
             with_overrides(recipe, {key: value}, f"{file}: param_space")

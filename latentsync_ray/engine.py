@@ -214,10 +214,17 @@ class Engine:
         """Keeps the state that a trial's newest checkpoint points to."""
         self._forget(self._dispatcher.hold(trial, key))
 
-    async def prefetch(self, root: str, segments: list[dict[str, Any]]) -> None:
-        """Trains segments, one after another, that every trial is going to ask for."""
+    async def prefetch(self, root: str, segments: list[dict[str, Any]], branch_workers: int | None) -> None:
+        """Trains segments, one after another, that every trial is going to ask for.
+
+        Args:
+            root: Key of their lineage's root.
+            segments: As `Segment.to_dict` gives them.
+            branch_workers: World size of what follows them, if it is known; groups for it are started in time.
+        """
         for values in segments:
-            self._start_in_time(values["start_step"], segments[-1]["end_step"])
+            if values["config"]["num_workers"] == branch_workers:  # wider ones leave no room beside them
+                self._start_in_time(values["start_step"], segments[-1]["end_step"])
             if "metrics" not in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
         await self.leave(_PREFETCH, _PREFETCH)
@@ -353,14 +360,28 @@ class Engine:
             given_up = self._dispatcher.state_lost(group, lost_parent, error)
             if given_up is not None:
                 self._give_up(given_up)
-            for order in list(self._dispatcher.orders.values()):
-                await self._learn_ancestors(order.segment)
-                for trial in list(order.waiters):
-                    self._dispatcher.ask(order.segment, trial)
             self._next(run)
+            await self._order_again()
         if self._broken is not None:
             self._give_up_waiting(self._broken)
         await self._poke()
+
+    async def _order_again(self) -> None:
+        """Orders what trials wait for once more, with the ancestors that have to be trained again for it."""
+        for order in list(self._dispatcher.orders.values()):
+            error = None
+            try:
+                await self._learn_ancestors(order.segment)
+            except DamagedEntryError as damage:
+                error = str(damage)
+            if self._dispatcher.orders.get(order.segment.key) is not order:
+                continue  # it has ended meanwhile
+            if error is None:
+                for trial in list(order.waiters):
+                    self._dispatcher.ask(order.segment, trial)
+            elif order.group is None:
+                order.errors.append(error)
+                self._give_up(self._dispatcher.withdraw(order.segment.key))
 
     async def leaves(self, group: str, number: int) -> None:
         """A group leaves a node that is about to be taken away; what it has trained of its order is stored."""

@@ -101,6 +101,11 @@ class Journal:
         """The values that were suggested for a trial before, if any."""
         return self._suggestions.get(trial)
 
+    @property
+    def num_suggestions(self) -> int:
+        """How many suggestions it holds."""
+        return len(self._suggestions)
+
     def write_suggestion(self, trial: int, values: dict[str, Any]) -> None:
         """Keeps the values suggested for a trial."""
         self._suggestions[trial] = values

@@ -19,7 +19,6 @@ from latentsync_ray.groups import remove_all_places
 from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import Store
-from latentsync_ray.triallog import num_trials
 
 
 def launch(search: SearchConfig, recipe: Recipe) -> int:
@@ -65,7 +64,7 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, stays: bool) -> 
             results = leaving.enter_context(folder)
         groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
         keep_from = recipe.transition.min_step
-        actor = start_engine(EngineSetup(groups, keep_from, search.budget, num_trials(search)))
+        actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
         if stays:  # otherwise the end of this process gives all back
             leaving.callback(remove_all_places, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it

@@ -15,7 +15,7 @@ from rich.text import Text
 from latentsync_ray.config import Recipe
 from latentsync_ray.report import SearchLog
 from latentsync_ray.search_config import SearchConfig
-from latentsync_ray.triallog import TrialLog, num_trials
+from latentsync_ray.triallog import TrialLog
 
 _POLL_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 15.0
@@ -136,7 +136,7 @@ class LiveView:
         trunk = max(
             (end - trial.last.get("global_step", 0) for end, trial in zip(ends, in_first, strict=True)), default=0
         )
-        num_unborn = max(0, num_trials(self._search) - len(trials))
+        num_unborn = max(0, self._search.num_trials - len(trials))
         branches = (len(running) + num_unborn) * self._recipe.second_stage.num_steps - sum(
             trial.last.get("second_stage_step", 0) for trial in running
         )

@@ -39,8 +39,6 @@ class WorkerSetup:
     """The fixed validation."""
     num_frames: int
     """Frames of a sample."""
-    seed: int
-    """The recipe's seed."""
 
 
 class WorkerOrder(TypedDict):

@@ -26,10 +26,11 @@ from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.journal import Decision, Exploit, Journal
 from latentsync_ray.promotion import PromotingASHA
 from latentsync_ray.search_config import SearchConfig
-from latentsync_ray.segment import Segment, digest
+from latentsync_ray.segment import SECOND_STAGE, Segment, digest
 from latentsync_ray.suggestions import domain
 from latentsync_ray.trial import POINTER, trial_number
 
+_THRESHOLD = "transition.at_step"
 Hold = Callable[[str, str], None]
 """Asks for the state of a segment to be kept for a trial: its id and the segment's key."""
 
@@ -213,6 +214,9 @@ class _JournaledExploits:
         pointer = _read_checkpoint(source.last_checkpoint)
         key = Segment(**pointer["last"]).key
         self._hold(trial.trial_id, key)  # the source may move on before the clone asks for what follows
+        if pointer["last"]["stage"] == SECOND_STAGE and _THRESHOLD in trial.config:
+            # The clone has left stage one where its source did, whatever was drawn for it.
+            trial.set_config({**trial.config, _THRESHOLD: pointer["last"]["stage_start_step"]})
         self._made = Exploit(
             source=trial_number(trial_to_clone.trial_id, trial_to_clone.config),
             key=key,

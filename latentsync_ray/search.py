@@ -164,7 +164,6 @@ def _inputs(recipe: Recipe) -> WorkerSetup:
         components=recipe.components,
         validation=recipe.validation,
         num_frames=recipe.data.num_frames,
-        seed=recipe.seed,
     )
 
 
@@ -186,7 +185,9 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
         following = next_segment(recipe, root, segments[-1] if segments else None, False)
         assert following is not None
         segments.append(following)
-    engine.prefetch.remote(root, [segment.to_dict() for segment in segments])
+    known = "second_stage.num_workers" not in names and not nodes_come_and_go()
+    branch_workers = recipe.second_stage.num_workers if known else None
+    engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
 
 
 def _tuner(

@@ -160,6 +160,14 @@ class SearchConfig:
     environment: Literal["reported", "strict"] = "reported"
     """strict reuses only what was trained with the same library versions, device and CPU instruction set."""
 
+    @property
+    def num_trials(self) -> int:
+        """How many trials there will be in all."""
+        total = self.num_samples
+        for space in self.param_space.values():
+            total *= len(space["grid"]) if "grid" in space else 1
+        return total
+
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         for name in ("num_samples", "max_concurrent_trials"):
@@ -181,5 +189,7 @@ class SearchConfig:
             yield "start_stage", "needs start_from", "name a segment, or leave it out"
         if self.trials.extend and "second_stage.num_steps" in self.param_space:
             yield "trials.extend", "must be 0, since param_space names second_stage.num_steps", "raise those values"
+        if self.trials.extend and self.trial_scheduler.name == "hyperband":
+            yield "trials.extend", "must be 0 with hyperband, whose cohorts depend on the length", "use asha"
         if not self.name or "/" in self.name or self.name.startswith("."):
             yield "name", "must be a plain folder name", "leave out slashes and leading dots"

@@ -15,7 +15,7 @@ from typing import Any
 
 from latentsync_ray.config import Recipe, StageConfig
 
-NUMERICS = 4
+NUMERICS = 5
 """Raised by hand when a change of the code changes the numbers that training gives; a golden test guards it."""
 
 FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
@@ -40,6 +40,8 @@ class Segment:
     """global_step at which the stage began; the lineage implies it, so it is not in the key."""
     end_step: int
     """global_step at the end."""
+    seed: int = 0
+    """Of all random draws; the root's key implies it, so it is not in the key."""
 
     @cached_property
     def key(self) -> str:
@@ -115,4 +117,4 @@ def next_segment(recipe: Recipe, root: str, last: Segment | None, leave_first_st
     if stage == SECOND_STAGE and start - stage_start >= recipe.second_stage.num_steps:
         return None
     end = start + config.report_every_steps
-    return Segment(parent, stage, stage_settings(config), start, stage_start, end)
+    return Segment(parent, stage, stage_settings(config), start, stage_start, end, recipe.seed)

@@ -12,7 +12,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from latentsync_ray.config import UserError
 from latentsync_ray.journal import Journal
 from latentsync_ray.search_config import PAUSING_SCHEDULERS, SearchConfig
+from latentsync_ray.segment import digest
 from latentsync_ray.trial import TRIAL_NUMBER
+
+_MOST_RANDOM_SUGGESTIONS = 10
+"""Optuna's own number of suggestions that it draws before it learns; of a small search that would be nearly all."""
 
 
 def make_search_algorithm(search: SearchConfig, journal: Journal) -> SearchAlgorithm:
@@ -29,12 +33,19 @@ def make_search_algorithm(search: SearchConfig, journal: Journal) -> SearchAlgor
         return BasicVariantGenerator(max_concurrent=limit, random_state=search.sampling_seed)
     if importlib.util.find_spec("optuna") is None:
         raise UserError("search_alg: optuna is not installed; pip install 'latentsync_ray[optuna]'")
-    from ray.tune.search.optuna import OptunaSearch  # an optional dependency
+    # An optional dependency.
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # What is suggested anew must not be what was suggested when the sampler was as young before.
+    seed = int(digest([search.sampling_seed, journal.num_suggestions])[:8], 16)
+    num_random = max(2, min(_MOST_RANDOM_SUGGESTIONS, search.num_trials // 4))
+    sampler = optuna.samplers.TPESampler(n_startup_trials=num_random, seed=seed)
     space = {name: domain(values) for name, values in search.param_space.items()}
-    optuna = OptunaSearch(metric=search.metric, mode=search.mode, seed=search.sampling_seed)
-    optuna.set_search_properties(search.metric, search.mode, space)
-    searcher: Searcher = JournaledSearcher(optuna, journal, search.metric, search.mode)
+    suggesting = OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler)
+    suggesting.set_search_properties(search.metric, search.mode, space)
+    searcher: Searcher = JournaledSearcher(suggesting, journal, search.metric, search.mode)
     return SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=limit) if limit else searcher)
 
 

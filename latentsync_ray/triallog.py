@@ -48,20 +48,12 @@ class TrialLog:
         return sum(self.asked[key] for key in set(self.shared))
 
 
-def num_trials(search: SearchConfig) -> int:
-    """How many trials the search has in all."""
-    total = search.num_samples
-    for space in search.param_space.values():
-        total *= len(space["grid"]) if "grid" in space else 1
-    return total
-
-
 def leave_unfinished(search: SearchConfig, trials: dict[int, TrialLog]) -> None:
     """What a budget has kept from its end is unfinished, trials that never began among it."""
     for trial in trials.values():
         if trial.status == "running":
             trial.status = "unfinished"
-    for number in range(num_trials(search)):
+    for number in range(search.num_trials):
         trials.setdefault(number, TrialLog(number, {}, status="unfinished"))
 
 

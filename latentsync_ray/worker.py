@@ -90,6 +90,7 @@ class _Worker:
         self.training_class, self.inputs = training_class, inputs
         self.store = Store(setup.storage)
         self.training: Training | None = None
+        self.seed: int | None = None
         self.held: str | None = None
         self.built: tuple[str, Any] | None = None
         self.start_sha256: str | None = None
@@ -159,7 +160,10 @@ class _Worker:
         It is at the end of the parent segment, or where another worker had to leave this one.
         """
         torch.set_num_threads(int(segment.config["num_threads"]))
-        training = self.training = self.training or self._new_training()
+        if self.training is None or self.seed != segment.seed:
+            self.forget()
+            self.training, self.seed = self._new_training(segment.seed), segment.seed
+        training = self.training
         self.start_sha256 = None  # it goes on with what it has
         if self.held == segment.parent and self.built == (segment.stage, segment.config):
             return training, []
@@ -198,7 +202,7 @@ class _Worker:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
-    def _new_training(self) -> Training:
+    def _new_training(self, seed: int) -> Training:
         inputs = self.inputs
         # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -209,7 +213,7 @@ class _Worker:
                 components=inputs.components,
                 validation=inputs.validation,
                 num_frames=inputs.num_frames,
-                seed=inputs.seed,
+                seed=seed,
                 device=ray.train.torch.get_device(),
                 rank=self.rank,
                 world_size=self.world_size,

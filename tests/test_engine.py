@@ -35,7 +35,7 @@ def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWo
 
 def serve(engine: Engine) -> asyncio.Task[None]:
     """What the driver calls once its inputs are ready."""
-    inputs = WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8, 0)
+    inputs = WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8)
     return asyncio.create_task(engine.serve("searches/s", inputs))
 
 
