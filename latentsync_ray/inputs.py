@@ -17,6 +17,7 @@ from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.sync_windows import held_out_windows
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
+from latentsync_ray.learn.pretrained import load_pretrained
 from latentsync_ray.learn.stage import LatentSyncTraining
 from latentsync_ray.learn.sync_training import sync_accuracy
 from latentsync_ray.learn.syncnet import StableSyncNet
@@ -111,7 +112,7 @@ def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str])
 
 def _syncnet_figures(source: str, num_frames: int, windows: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     try:
-        syncnet = StableSyncNet.from_pretrained(source, low_cpu_mem_usage=False)
+        syncnet = load_pretrained(StableSyncNet, source)
         return sync_accuracy(syncnet.to("cuda" if torch.cuda.is_available() else "cpu"), windows)
     except (OSError, TypeError, ValueError, LookupError, RuntimeError) as error:
         remedy = f"name a StableSyncNet for data.num_frames ({num_frames}) and the clips' resolution"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import load_recipe
@@ -73,6 +73,21 @@ def test_a_checkpoint_that_does_not_fit_names_its_keys(change: str, tmp_path: Pa
     write_official(tmp_path / "unet.pt", weights, 0)
     with pytest.raises(ValueError, match=f"(missing|unexpected): {named}$"):
         LatentSyncTraining.check(RECIPE.second_stage, str(tmp_path / "unet.pt"))
+
+
+@pytest.mark.parametrize(("change", "named"), [("missing", "conv_in.bias"), ("unexpected", "conv_in.extra")])
+def test_a_folder_whose_weights_do_not_fit_names_its_keys(change: str, named: str, tmp_path: Path) -> None:
+    unet = random_unet(FIRST)
+    write_diffusers(tmp_path / "unet", FIRST, unet.state_dict())
+    (file,) = (tmp_path / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    if change == "missing":
+        del weights[named]
+    else:
+        weights[named] = torch.zeros(1)
+    save_file(weights, file)
+    with pytest.raises(UserError, match=f"{change}: {named}"):
+        read_weights(str(tmp_path / "unet"))
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:

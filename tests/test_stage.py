@@ -70,6 +70,20 @@ def run(
     return results
 
 
+def test_a_rank_without_validation_samples_reports_the_same_terms(recipe: Recipe) -> None:
+    for components in (recipe.components, replace(recipe.components, syncnet=None)):
+        setup = TrainingSetup(
+            PreparedClips.open(recipe.data.folder), components, recipe.validation, recipe.data.num_frames, 0,
+            torch.device("cpu"),
+        )  # fmt: skip
+        terms = []
+        for rank in (0, recipe.validation.num_samples):
+            training = LatentSyncTraining(replace(setup, rank=rank))
+            training.build("first_stage", recipe.first_stage, None, "")
+            terms.append(set(training.validate()))
+        assert terms[0] == terms[1]
+
+
 def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
     whole = run(new_training(recipe), recipe, SEGMENTS, None, "")
     assert len({weights for weights, _, _ in whole}) == len(SEGMENTS)

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from latentsync_ray.config import UserError
+from latentsync_ray.learn.pretrained import load_pretrained
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+_KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 def load_autoencoder(source: str | Path) -> Autoencoder:
@@ -26,16 +28,15 @@ def load_autoencoder(source: str | Path) -> Autoencoder:
         UserError: if there is no such model, or it is of another class.
     """
     try:
-        vae = AutoModel.from_pretrained(str(source), low_cpu_mem_usage=False)
+        kind = AutoencoderKL.load_config(str(source)).get("_class_name")
+        if kind not in _KINDS:
+            raise UserError(f"vae {source}: must be an AutoencoderKL or AutoencoderTiny, is a {kind}; give another")
+        vae: Autoencoder = load_pretrained(_KINDS[kind], source)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"vae {source}: cannot be loaded ({reason}); give a folder or hub id of a diffusers autoencoder"
         ) from error
-    if not isinstance(vae, Autoencoder):
-        raise UserError(
-            f"vae {source}: must be an AutoencoderKL or AutoencoderTiny, is a {type(vae).__name__}; give another"
-        )
     vae.float().requires_grad_(False).eval()
     return vae
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentsync_ray.config import UserError
+from latentsync_ray.learn.pretrained import load_pretrained
 from latentsync_ray.learn.unet import UNet3DConditionModel
 
 OFFICIAL_SUFFIXES = (".pt", ".pth", ".ckpt")
@@ -41,7 +42,7 @@ def read_weights(source: str, device: str = "cpu") -> dict[str, Tensor]:
             return weights
         if path.suffix == ".safetensors":
             return {name: tensor.to(device) for name, tensor in load_file(path).items()}
-        unet = UNet3DConditionModel.from_pretrained(source, low_cpu_mem_usage=False)
+        unet = load_pretrained(UNet3DConditionModel, source, exact=True)
         return {name: tensor.to(device) for name, tensor in unet.state_dict().items()}
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEModel
 
 from latentsync_ray.config import UserError
+from latentsync_ray.learn.pretrained import load_pretrained
 from latentsync_ray.learn.syncnet import StableSyncNet
 
 
@@ -258,7 +259,7 @@ class TREPALoss(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
         """Load the video model from a folder or, by its id, from the Hugging Face hub."""
-        return cls(VideoMAEModel.from_pretrained(name_or_path))
+        return cls(load_pretrained(VideoMAEModel, name_or_path))
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, also when a module that holds this one is set to train."""

@@ -22,6 +22,7 @@ from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
 from latentsync_ray.learn.interop import read_weights
 from latentsync_ray.learn.losses import LPIPS, TREPALoss, recon_loss, sync_loss
+from latentsync_ray.learn.pretrained import load_pretrained
 from latentsync_ray.learn.syncnet import StableSyncNet
 from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable, warm_start
@@ -47,9 +48,9 @@ class LatentSyncTraining:
         self.noise_scheduler = build_noise_scheduler()
         components, device = setup.components, setup.device
         self.vae = _frozen(load_autoencoder(components.vae), device)
-        self.syncnet = _frozen_from(StableSyncNet, components.syncnet, device)
-        self.lpips = _frozen_from(LPIPS, components.lpips, device)
-        self.trepa = _frozen_from(TREPALoss, components.video_encoder, device)
+        self.syncnet = _frozen_from(partial(load_pretrained, StableSyncNet), components.syncnet, device)
+        self.lpips = _frozen_from(partial(load_pretrained, LPIPS), components.lpips, device)
+        self.trepa = _frozen_from(TREPALoss.from_pretrained, components.video_encoder, device)
         for convolutional in (self.vae, self.lpips):
             if convolutional is not None:
                 convolutional.to(memory_format=torch.channels_last)  # a quarter faster at 256 pixels
@@ -212,7 +213,8 @@ class LatentSyncTraining:
                 for term, value in self._loss_terms(self.unet, batch, timesteps, noise, everything).items():
                     totals[term] = totals.get(term, torch.zeros((), device=setup.device)) + value * len(chunk)
         if not totals:  # more ranks than samples
-            totals = {term: torch.zeros((), device=setup.device) for term in (*names, "sync_confidence")}
+            measured = names if self.syncnet is None else [*names, "sync_confidence"]
+            totals = {term: torch.zeros((), device=setup.device) for term in measured}
         num_pairs = len(self.validation_samples) * len(setup.validation.timesteps)
         means = _mean_over_ranks(totals, setup.world_size, divide_by=num_pairs)
         return {f"val/{term}": value for term, value in means.items()}
@@ -358,9 +360,9 @@ def _frozen(module: torch.nn.Module, device: torch.device) -> Any:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _frozen_from(network: Any, source: str | None, device: torch.device) -> Any:
+def _frozen_from(load: Callable[[str], torch.nn.Module], source: str | None, device: torch.device) -> Any:
     """A frozen network from a folder or hub id, or None if the recipe names none."""
-    return None if source is None else _frozen(network.from_pretrained(source), device)
+    return None if source is None else _frozen(load(source), device)
 
 
 def _seed(*key: object) -> int:

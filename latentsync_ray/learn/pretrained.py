@@ -1,0 +1,26 @@
+"""Networks from folders and hub ids, with all of their weights."""
+
+from pathlib import Path
+from typing import Any
+
+_MOST_NAMES = 8
+
+
+def load_pretrained(network_class: Any, source: str | Path, exact: bool = False) -> Any:
+    """Loads a network of diffusers or transformers, either of which would draw at random what the weights lack.
+
+    Args:
+        network_class: Has `from_pretrained`.
+        source: A folder or hub id.
+        exact: Whether there may be no more weights than the network has, such as those of a head that it lacks.
+
+    Raises:
+        ValueError: Weights are missing or unexpected; names them.
+        OSError: There is no such network.
+    """
+    network, loading = network_class.from_pretrained(str(source), output_loading_info=True, low_cpu_mem_usage=False)
+    for kind in ("missing", "unexpected") if exact else ("missing",):
+        if names := sorted(loading[f"{kind}_keys"]):
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            raise ValueError(f"{kind}: {', '.join(names[:_MOST_NAMES])}{more}")
+    return network
