@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe
-from latentsync_ray.data.media import Clip, audio_windows, face_mask, read_clip, resize_mask, write_clip
+from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.media import Clip, audio_windows, face_mask, read_clip, read_mask, resize_mask, write_clip
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.encode import AudioEncoder, clip_tensors
 from latentsync_ray.export import find_results, trial_weights
@@ -34,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the .mp4 to write")
     parser.add_argument("--clip", type=Path, help="an mp4 with sound, face aligned (a held-out drawn clip)")
     parser.add_argument("--audio-encoder", help="the Whisper that the clips were prepared with (the recipe's)")
-    parser.add_argument("--resolution", type=int, default=256, help="of a clip of yours (%(default)s)")
+    parser.add_argument("--resolution", type=int, help="of a clip of yours (the prepared clips', else 256)")
+    parser.add_argument("--mask", type=Path, help="as preprocess was given (the prepared clips', else an ellipse)")
     parser.add_argument("--trial", type=int, help="number of the trial (the best)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (%(default)s)")
     parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale (%(default)s)")
@@ -50,13 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))
         recipe = load_recipe(Path(scratch))
-    clip = _held_out_clip(recipe) if options.clip is None else read_clip(options.clip, options.resolution)
+    prepared = _prepared_mask(recipe)
+    resolution = options.resolution or (256 if prepared is None else len(prepared))
+    clip = _held_out_clip(recipe) if options.clip is None else read_clip(options.clip, resolution)
+    resolution = clip.frames.shape[1]
+    if options.mask is not None:
+        mask = read_mask(options.mask, resolution)
+    else:
+        mask = prepared if prepared is not None and len(prepared) == resolution else face_mask(resolution)
     unet = UNet3DConditionModel(**segment["config"]["model"])
     unet.load_state_dict(weights)
     audio_encoder = options.audio_encoder or recipe.components.audio_encoder
     if audio_encoder is None:
         raise UserError("--audio-encoder: must be given, since the recipe names none; name the one of preparation")
-    generated = generate(unet.eval(), clip, recipe, audio_encoder, options.steps, options.guidance, options.seed)
+    generated = generate(
+        unet.eval(), clip, mask, recipe, audio_encoder, options.steps, options.guidance, options.seed
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_clip(options.out, generated)
     print(f"wrote {options.out}")
@@ -67,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(
     unet: UNet3DConditionModel,
     clip: Clip,
+    mask: Tensor,
     recipe: Recipe,
     audio_encoder: str,
     num_inference_steps: int,
@@ -74,15 +87,11 @@ def generate(
     seed: int,
 ) -> Clip:
     """Makes the masked part of a clip anew, in windows of the recipe's length; a shorter rest at the end is cut."""
-    num_frames, resolution = recipe.data.num_frames, clip.frames.shape[1]
+    num_frames = recipe.data.num_frames
     if len(clip.frames) < num_frames:
         raise UserError(f"{clip.name}: must have {num_frames} frames, has {len(clip.frames)}; give a longer one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    vae, encoder, mask = (
-        load_autoencoder(recipe.components.vae).to(device),
-        AudioEncoder(audio_encoder),
-        face_mask(resolution),
-    )
+    vae, encoder = load_autoencoder(recipe.components.vae).to(device), AudioEncoder(audio_encoder)
     tensors = clip_tensors(clip, vae, encoder, mask)
     height, width = tensors["latents"].shape[-2:]
     latent_mask = resize_mask(mask, (height, width))
@@ -115,6 +124,14 @@ def generate(
     pictures = torch.cat(frames).permute(0, 2, 3, 1).to(torch.uint8).numpy()
     samples = len(clip.wave) // len(clip.frames) * len(pictures)
     return Clip(clip.name, np.ascontiguousarray(pictures), clip.wave[:samples])
+
+
+def _prepared_mask(recipe: Recipe) -> Tensor | None:
+    """The mask (H, W) of the clips that a UNet was trained on, unless they were drawn or are elsewhere."""
+    folder = Path(recipe.data.folder)
+    if recipe.data.synthetic is not None or not (folder / "index.json").is_file():
+        return None
+    return PreparedClips.open(folder).mask
 
 
 def _held_out_clip(recipe: Recipe) -> Clip:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from typing import Any
 
 import ray
@@ -31,7 +32,7 @@ class LiveView:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._num_notices = 0
+        self._num_notices, self._drawing = 0, True
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> LiveView:
@@ -54,14 +55,24 @@ class LiveView:
                 status = ray.get(self._engine.status.remote(), timeout=5)
             except (ray.exceptions.RayError, ValueError):
                 continue  # the engine is being restarted or the search is ending: the next look tells
+            self._log.stopped_by = status["stopped_by"]
+            if self._drawing:
+                self._show_or_give_up(status)
+
+    def _show_or_give_up(self, status: dict[str, Any]) -> None:
+        """A view that cannot be drawn must not keep the search from its end."""
+        try:
             self._show(status)
+        except Exception:
+            self._drawing = False
+            traceback.print_exc()
+            print("the live view ends here; the search goes on", flush=True)
 
     def _show(self, status: dict[str, Any]) -> None:
         notices = status["notices"]
         for line in notices[min(self._num_notices, len(notices)) :]:
             self._console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         self._num_notices = len(notices)
-        self._log.stopped_by = status["stopped_by"]
         trials = [self._log.trials[number] for number in sorted(self._log.trials)]
         headline = self._headline(status, trials)
         if self._live is not None:

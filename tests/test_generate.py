@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import load_recipe, recipe_files
@@ -48,6 +50,14 @@ def test_a_held_out_clip_gets_a_new_mouth_and_keeps_the_rest(results: Path, tmp_
     assert difference[:, kept].abs().mean() < 8  # what the mp4's compression takes
     assert difference[:, ~kept].abs().mean() > 20
     assert abs(made.wave).max() > 0.01
+
+    # Another mask leaves another part as it was.
+    rows = np.where(np.arange(64)[:, None] < 32, 0, 255)
+    Image.fromarray(rows.repeat(64, 1).astype(np.uint8)).save(tmp_path / "mask.png")
+    arguments = ["--steps", "1", "--mask", str(tmp_path / "mask.png")]
+    assert main([str(results), str(tmp_path / "upper.mp4"), *arguments]) == 0
+    upper = torch.from_numpy(read_clip(tmp_path / "upper.mp4").frames).float() - torch.from_numpy(clip.frames[:16])
+    assert upper[:, 34:].abs().mean() < 8 and upper[:, :30].abs().mean() > 20
 
     # The file is itself a clip that can be given.
     arguments = ["--clip", str(tmp_path / "out.mp4"), "--resolution", "64", "--steps", "1", "--guidance", "1"]
