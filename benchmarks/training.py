@@ -4,14 +4,18 @@
    the most memory that a process which does nothing else takes.
 2. A stage-one step on prepared clips against the same step with the encoding of its frames inside.
 3. Drawing samples against the step that they are for.
+
+The last two need real clips, a real autoencoder and a real Whisper (`--real`), and are left out where there are none.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +28,13 @@ from rich.table import Table
 
 from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.media import read_clip
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.learn.autoencoder import encode_latents
 from latentsync_ray.learn.stage import LatentSyncTraining
 from latentsync_ray.learn.training import TrainingSetup
 from latentsync_ray.learn.unet import UNet3DConditionModel
+from latentsync_ray.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (64, 128, 256, 256)
@@ -91,8 +97,17 @@ def _peak_of(make_step: Callable[[], Callable[[], None]]) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def stage_one(data: str, vae: str) -> list[float]:
-    """A stage-one step, the same with its frames encoded inside, and the drawing of its samples."""
+def stage_one(real: Path) -> list[float]:
+    """A stage-one step on two real clips, the same with its frames encoded inside, and the drawing of its samples."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, vae = Path(scratch) / "set", str(real / "autoencoder")
+        clips = [read_clip(path) for path in sorted((real / "clips").glob("*.mp4"))[:2]]
+        encoder = str(real / "whisper-tiny.en-encoder")
+        prepare(clips, folder, vae=vae, audio_encoder=encoder, resolution=256, validation=[clips[1].name])
+        return _stage_one(str(folder), vae)
+
+
+def _stage_one(data: str, vae: str) -> list[float]:
     overrides = {"data.folder": data, "components.vae": vae}
     recipe, _ = ready_inputs(load_recipe(ROOT / "configs" / "real_tiny", overrides))
     samples = PreparedClips.open(recipe.data.folder)
@@ -104,8 +119,11 @@ def stage_one(data: str, vae: str) -> list[float]:
     stage = recipe.first_stage
     training.build("first_stage", stage, None, "")
 
+    steps = itertools.count()
+
     def draw() -> list[dict[str, torch.Tensor]]:
-        return [samples.train_sample(0, 0, index, recipe.data.num_frames) for index in range(stage.batch_size)]
+        step = next(steps)
+        return [samples.train_sample(0, step, index, recipe.data.num_frames) for index in range(stage.batch_size)]
 
     @torch.no_grad()
     def encode() -> None:
@@ -125,8 +143,7 @@ def stage_one(data: str, vae: str) -> list[float]:
 def main() -> None:
     """Measures and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="a folder that preprocess has made from real clips (leaves 2 and 3 out)")
-    parser.add_argument("--vae", help="the autoencoder that it was made with")
+    parser.add_argument("--real", type=Path, default=ROOT.parent / "shared" / "real", help="%(default)s")
     options = parser.parse_args()
     table = Table(title=f"median of {REPEATS}, {torch.get_num_threads()} threads")
     for column in ("", "ours", "other", "ratio"):
@@ -137,8 +154,8 @@ def main() -> None:
 
     row("UNet forward and backward / diffusers' 2D UNet, s", *seconds_of(our_step(), their_step()))
     row("most memory of it / diffusers' 2D UNet, GiB", peak_gib(our_step), peak_gib(their_step))
-    if options.data:
-        step, with_encoding, drawing = stage_one(options.data, options.vae)
+    if options.real.is_dir():
+        step, with_encoding, drawing = stage_one(options.real)
         row("stage-one step on prepared clips / with encoding inside, s", step, with_encoding)
         row("drawing the samples / the step, s", drawing, step)
     Console(width=110).print(table)

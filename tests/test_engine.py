@@ -11,7 +11,7 @@ import torch
 
 from latentsync_ray.budget import read_spent
 from latentsync_ray.config import ComponentsConfig, UserError, ValidationConfig
-from latentsync_ray.engine import Engine, EngineSetup
+from latentsync_ray.engine import Engine, EngineSetup, _Run
 from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
@@ -85,6 +85,32 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_
 
     engine = new_engine(tmp_path)
     engine._store = Slow(str(tmp_path))
+    asyncio.run(search())
+
+
+def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
+    """The parent's state is damaged, and the record of the segment before it, which would mend that, is gone."""
+    parent = Segment("lost", "first_stage", {"num_workers": 1}, 4, 0, 8)
+    child = Segment(parent.key, "first_stage", {"num_workers": 1}, 8, 0, 12)
+    Store(str(tmp_path)).publish(
+        parent.key, {"segment": parent.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1)}
+    )
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        engine._runs["g"] = _Run("g", 1)
+        engine._dispatcher.add_group("g", 1)
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        await settle()
+        await engine.join("g")
+        order = await engine.next_order("g", 0)
+        assert order is not None and order["segment"] == child.to_dict()
+        await engine.failed("g", 0, "damaged", "error", False, parent.key)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert "its record is gone" in answer["error"]
+        serving.cancel()
+
     asyncio.run(search())
 
 

@@ -80,7 +80,14 @@ def test_a_hundred_random_damages(
     cluster: None, make_search: Any, run_search: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rates = {"second_stage.optimizer.lr": {"grid": [0.01, 0.02]}}
-    space = make_search(param_space={"transition.at_step": {"grid": [4, 8]}} | rates, workers={"max_groups": 1})
+    # One trial at a time, so that decisions do not depend on the order of arrival.
+    halving = {"name": "asha", "grace_period": 4, "reduction_factor": 2}
+    space = make_search(
+        param_space={"transition.at_step": {"grid": [4, 8]}} | rates,
+        trial_scheduler=halving,
+        max_concurrent_trials=1,
+        workers={"max_groups": 1},
+    )
     outcome = run_search(space)
     store = Store(str(outcome.store))
     records = whole_records(store)
@@ -102,7 +109,7 @@ def test_a_hundred_random_damages(
         found = list(damages(store))
         unreadable = {damage.file.parent for damage in inflicted if damage.kind == "record"}
         for damage in inflicted:
-            counts[damage.how] += 1
+            counts.update([damage.how, damage.kind])
             if damage.kind in CHECKED and damage.how != "deleted" and not damage.says_the_same():
                 named = any(line.startswith(f"{damage.file}: ") for line in found)
                 assert named or damage.file.parent in unreadable, damage  # without its record a state is nothing
@@ -131,3 +138,4 @@ def test_a_hundred_random_damages(
     print(f"{counts}; {len(outcome.executed)} segments were begun where {len(whole_history)} would do")
     assert counts["flipped"] + counts["cut"] + counts["deleted"] == NUM_ROUNDS * DAMAGES_A_ROUND >= 100
     assert counts["told"] >= 10
+    assert all(counts[kind] for kind in KINDS)

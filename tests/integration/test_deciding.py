@@ -81,6 +81,7 @@ def test_it_ends_is_exact_and_decides_the_same_again(
     assert outcome.exit_status == 0 and len(trials) == SEARCHES[name]["num_samples"]
     assert {trial["status"] for trial in trials} <= {"finished", "stopped"}
     assert any(trial["status"] == "finished" for trial in trials)
+    assert any(trial["status"] == "stopped" for trial in trials) == (name not in ("pbt", "pb2"))
     executed = outcome.executed
     assert len(executed) == len(set(executed))  # nothing was trained twice
     assert outcome.summary["steps_trained"] == 4 * len(executed) == outcome.summary["steps_distinct"]
@@ -103,6 +104,8 @@ def test_a_clone_begins_with_its_sources_weights(cluster: None, make_search: Any
     assert [trial["status"] for trial in outcome.trials] == ["finished"] * 8  # a population of 8 on 2 groups
     exploits, records = outcome.summary["exploits"], outcome.records
     assert exploits
+    for trial in outcome.trials:  # a clone has left stage one where its source did
+        assert trial["transition.at_step"] == trial["transition_step"]
     for exploit in exploits:
         rate = exploit["parameters"]["second_stage.optimizer.lr"]
         starts = [

@@ -17,6 +17,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 RATES = st.lists(st.sampled_from([0.001, 0.01, 0.03, 0.1, 0.2]), min_size=1, max_size=2, unique=True)
 THRESHOLDS = st.lists(st.sampled_from([4, 8, 12, 16]), min_size=1, max_size=2, unique=True)
+POLICIES = st.fixed_dictionaries(
+    {"combine": st.sampled_from(["any", "all"]), "min_step": st.sampled_from([4, 8])},
+    optional={
+        "plateau": st.fixed_dictionaries({"patience_steps": st.just(4), "min_delta": st.sampled_from([0.0, 0.05])}),
+        "below": st.fixed_dictionaries({"value": st.sampled_from([0.3, 0.9])}),
+    },
+)
 SCHEDULERS = st.sampled_from(
     [
         {"name": "fifo"},
@@ -36,25 +43,34 @@ SPACES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=4,
+    max_examples=8,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(space=SPACES, scheduler=SCHEDULERS, num_groups=st.integers(1, 2), num_steps=st.sampled_from([8, 16]))
+@given(
+    space=SPACES,
+    policy=POLICIES,
+    scheduler=SCHEDULERS,
+    num_groups=st.integers(1, 2),
+    num_steps=st.sampled_from([8, 16]),
+)
 def test_random_searches_do_not_depend_on_sharing(
     cluster: None,
     make_search: Any,
     run_search: Any,
     tmp_path: Any,
     space: dict[str, Any],
+    policy: dict[str, Any],
     scheduler: dict[str, Any],
     num_groups: int,
     num_steps: int,
 ) -> None:
     for store in ("shared", "alone"):
         shutil.rmtree(tmp_path / store, ignore_errors=True)
-    file = make_search(param_space=space, trial_scheduler=scheduler, workers={"max_groups": num_groups})
+    overrides = {f"transition.{name}": value for name, value in policy.items()}
+    file = make_search(
+        param_space=space, overrides=overrides, trial_scheduler=scheduler, workers={"max_groups": num_groups}
+    )
     arguments = [f"second_stage.num_steps={num_steps}"]
     shared = run_search(file, *arguments, store="shared")
     # An adaptive scheduler decides by the order of arrival: without sharing it is to follow the same journal.

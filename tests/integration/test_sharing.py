@@ -105,6 +105,23 @@ def test_sharing_does_not_change_a_bit(cluster: None, make_search: Any, run_sear
     assert len(set(shared.weights)) == 4  # the trials do differ
 
 
+def test_each_trial_is_trained_under_its_own_seed(cluster: None, make_search: Any, run_search: Any) -> None:
+    together = run_search(make_search(param_space={"seed": {"grid": [3, 4, 3]}}), store="together")
+    apart = [run_search(make_search(), f"seed={seed}", store=f"seed {seed}") for seed in (3, 4)]
+    assert together.weights == [apart[0].weights[0], apart[1].weights[0], apart[0].weights[0]]
+    assert len(set(together.weights)) == 2
+
+
+def test_a_wide_trunk_and_narrow_branches(cluster: None, make_search: Any, run_search: Any) -> None:
+    """Two workers train the trunk on all CPUs, and make room for branches of one worker each."""
+    space = make_search(param_space={"second_stage.optimizer.lr": {"grid": [0.01, 0.02, 0.04]}})
+    outcome = run_search(space, "first_stage.num_workers=2")
+    assert outcome.exit_status == 0 and [trial["status"] for trial in outcome.trials] == ["finished"] * 3
+    assert outcome.executed == sorted(set(outcome.records))
+    widths = {(r["segment"]["stage"], r["segment"]["config"]["num_workers"]) for r in outcome.records.values()}
+    assert widths == {("first_stage", 2), ("second_stage", 1)}
+
+
 def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search()
     before = run_search(space, "second_stage.num_steps=4").executed
