@@ -191,7 +191,7 @@ def test_the_demo_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
             "trial_scheduler.name: --simulate knows fifo and asha.*got pbt",
         ),
         (
-            "search_spaces/learning_rate.yaml --simulate --gpus 2",
+            "search_spaces/learning_rate.yaml --simulate --gpus 2 trial_scheduler.promote=true",
             "trial_scheduler.name: .*got asha with promote; add",
         ),
     ],
