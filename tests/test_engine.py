@@ -11,7 +11,7 @@ import torch
 
 from latentsync_ray.budget import read_spent
 from latentsync_ray.config import ComponentsConfig, UserError, ValidationConfig
-from latentsync_ray.engine import Engine, EngineSetup, _Run
+from latentsync_ray.engine import MAX_FAILED_STARTS, Engine, EngineSetup, _Run
 from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
@@ -109,6 +109,23 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
         await engine.failed("g", 0, "damaged", "error", False, parent.key)
         answer = await asyncio.wait_for(asking, timeout=10)
         assert "its record is gone" in answer["error"]
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
+    class WithoutStarts(Engine):
+        def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
+            asyncio.run_coroutine_threadsafe(self._ended(run, "RuntimeError: no place"), loop)
+
+    async def search() -> None:
+        groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+        engine = WithoutStarts(EngineSetup(groups, 0, BudgetConfig(), 1))
+        serving = serve(engine)
+        answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
+        assert answer["error"].endswith("worker groups cannot be started: RuntimeError: no place")
+        assert engine._num_groups == MAX_FAILED_STARTS
         serving.cancel()
 
     asyncio.run(search())
