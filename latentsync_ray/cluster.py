@@ -46,6 +46,11 @@ def cluster() -> Iterator[str]:
             ray.shutdown()
 
 
+def outlives_this_process() -> bool:
+    """Whether the cluster that this process is connected to was started by somebody else."""
+    return not ray._private.worker._global_node.is_head()  # Ray has no public way to tell
+
+
 def check_resources(search: SearchConfig, recipe: Recipe) -> list[str]:
     """Refuses a search whose worker groups or trials the cluster could never hold.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
@@ -87,18 +90,33 @@ def remove_places(places: Iterable[str]) -> None:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
 
 
-def remove_all_places(workers: WorkersConfig) -> None:
-    """Gives back what groups have reserved that were still being started when their engine ended.
+def remove_what_is_left(workers: WorkersConfig) -> None:
+    """Ends what groups have left behind that were still being started when their engine ended.
 
-    Without a dashboard it stays reserved until this process ends.
+    That is the places that they had reserved, and Ray Train's detached process that looks after each group, which
+    means to end when its controller is gone, but does so in a thread, where that has no effect
+    (ray/train/v2/_internal/execution/controller/placement_group_cleaner.py). Without a dashboard, places stay until
+    this process ends, and those processes for good.
     """
     end = time.monotonic() + _GONE_SECONDS
     try:
         while _living("TrainController") and time.monotonic() < end:
             time.sleep(0.1)
         remove_places(place.placement_group_id for place in _places(workers))
+        while (cleaners := _living("PlacementGroupCleaner")) and time.monotonic() < end:
+            for cleaner in cleaners:
+                if cleaner.state == "ALIVE" and cleaner.pid:
+                    on_its_node = NodeAffinitySchedulingStrategy(cleaner.node_id, soft=False)
+                    ray.get(_end_process.options(scheduling_strategy=on_its_node).remote(cleaner.pid))
+            time.sleep(0.1)
     except NoDashboardError as error:
         logger.info("what groups have reserved is not given back before this process ends: %s", error)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _end_process(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(pid, signal.SIGKILL)
 
 
 def _living(class_name: str) -> list[Any]:

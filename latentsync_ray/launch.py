@@ -8,14 +8,19 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from latentsync_ray.cluster import check_resources, cluster, nodes_come_and_go  # sets what Ray reads when imported
+from latentsync_ray.cluster import (  # sets what Ray reads when imported
+    check_resources,
+    cluster,
+    nodes_come_and_go,
+    outlives_this_process,
+)
 
 # isort: split
 import ray
 
 from latentsync_ray.config import Recipe
 from latentsync_ray.engine import EngineSetup, StartedEngine, start_engine
-from latentsync_ray.groups import remove_all_places
+from latentsync_ray.groups import remove_what_is_left
 from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import SearchConfig
 from latentsync_ray.store import Store
@@ -36,7 +41,7 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
     with cluster() as dashboard:
         for line in check_resources(search, recipe):
             print(f"warning: {line}", flush=True)
-        with _engine(search, recipe, store, stays) as engine:
+        with _engine(search, recipe, store, stays or outlives_this_process()) as engine:
             from latentsync_ray.search import run_search  # torch and diffusers load beside the engine's first workers
 
             exit_status, results = run_search(search, recipe, store, engine, dashboard, started)
@@ -45,14 +50,14 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
 
 
 @contextlib.contextmanager
-def _engine(search: SearchConfig, recipe: Recipe, store: Store, stays: bool) -> Iterator[StartedEngine]:
+def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: bool) -> Iterator[StartedEngine]:
     """An engine, and a place for Ray's own files; neither is left behind.
 
     Args:
         search: What is searched, and how.
         recipe: The recipe that trials vary.
         store: At `search.storage`.
-        stays: Whether this process stays on its cluster afterwards.
+        cluster_stays: Whether the cluster is still there afterwards.
     """
     name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
     with contextlib.ExitStack() as leaving:
@@ -65,8 +70,8 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, stays: bool) -> 
         groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
         keep_from = recipe.transition.min_step
         actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
-        if stays:  # otherwise the end of this process gives all back
-            leaving.callback(remove_all_places, search.workers)
+        if cluster_stays:  # otherwise its end gives all back
+            leaving.callback(remove_what_is_left, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it
         # A cluster that grows on demand is not asked for what may turn out to be of no use.
         fixed = search.start_from is None and "first_stage.num_workers" not in search.param_space

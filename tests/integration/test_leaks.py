@@ -110,6 +110,17 @@ def test_after_a_hundred_stopped_trials(own_cluster: Any, make_search: Any, tmp_
     assert_nothing_left(own_cluster[1])
 
 
+def test_after_a_search_that_finds_everything(own_cluster: Any, make_search: Any, tmp_path: Path) -> None:
+    """It ends before the group that it has started is up."""
+    space = make_search()
+    for _ in range(2):
+        process = start(own_cluster[0], space, tmp_path / "results")
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, output + errors
+        assert_nothing_left(own_cluster[1])
+        next(tmp_path.glob("results/searches/*/trials.json")).unlink()
+
+
 def test_after_ctrl_c(own_cluster: Any, make_search: Any, tmp_path: Path) -> None:
     slow = {stage: {"step_seconds": 3} for stage in ("first_stage", "second_stage")}
     process = start(own_cluster[0], make_search(stage=slow), tmp_path / "results")
