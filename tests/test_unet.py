@@ -268,6 +268,20 @@ def test_more_frames_than_positions_are_refused() -> None:
         unet(*tiny_inputs())
 
 
+@pytest.mark.slow
+def test_a_compiled_unet_is_one_graph_and_computes_the_same() -> None:
+    """Traced and differentiated as for any compiler, but not handed to one, which takes minutes on a CPU."""
+    unet = tiny_unet(use_motion_module=True, motion_module_kwargs={"num_attention_heads": 4})
+    results = []
+    for network in (unet, torch.compile(unet, backend="aot_eager", fullgraph=True)):
+        unet.zero_grad()
+        loss = network(*tiny_inputs()).sample.square().mean()
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in unet.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-8)
+
+
 def test_saved_models_come_back(tmp_path: Path) -> None:
     unet = tiny_unet(use_motion_module=True, motion_module_kwargs={"num_attention_heads": 4})
     unet.save_pretrained(tmp_path)
