@@ -42,6 +42,7 @@ class Settings:
     resolution: int
     mask: Path | None
     raw: bool
+    face_models: Path | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def encode_files(
     # A block for each file, so that what dies over one takes no other with it.
     clips = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
         read_source,
-        fn_kwargs={"raw": settings.raw, "resolution": settings.resolution, "attempts": attempts},
+        fn_kwargs={"settings": settings, "attempts": attempts},
         # Encoding on CPUs takes ten times as long as all before it: readers then are no reason for fewer encoders.
         num_cpus=1 if num_gpus else 0,
         compute=TaskPoolStrategy(size=num_cpus),
@@ -104,7 +105,7 @@ def encode_files(
         yield Outcome(row["source"], row["num_clips"], record, row["reason"])
 
 
-def read_source(source: dict[str, Any], *, raw: bool, resolution: int, attempts: Path) -> Iterator[dict[str, Any]]:
+def read_source(source: dict[str, Any], *, settings: Settings, attempts: Path) -> Iterator[dict[str, Any]]:
     """Reads the clips of a source, one at a time.
 
     Yields:
@@ -115,9 +116,12 @@ def read_source(source: dict[str, Any], *, raw: bool, resolution: int, attempts:
     path = Path(source["path"])
     try:
         _begin(attempts / source["key"], path)
-        num_clips, clips = read_footage(path, resolution) if raw else (1, iter([read_clip(path, resolution)]))
+        if settings.raw:
+            num_clips, clips = read_footage(path, settings.resolution, settings.face_models)
+        else:
+            num_clips, clips = 1, iter([read_clip(path, settings.resolution)])
         for clip in clips:
-            name = f"{source['name']}/{clip.name}" if raw else source["name"]
+            name = f"{source['name']}/{clip.name}" if settings.raw else source["name"]
             yield _row(source["key"], num_clips, "", name, clip.frames.tobytes(), clip.wave.tobytes())
     except UserError as error:
         yield _row(source["key"], 1, str(error), "", b"", b"")

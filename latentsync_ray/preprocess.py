@@ -160,6 +160,7 @@ def prepare_files(
     index, mask_file = encoder.index, encoder.mask_file
     del encoder  # the actors have their own
     made_with = [index.as_json(), settings.raw]
+    made_with += [str(settings.face_models)] if settings.face_models else []
     index = replace(index, source=digest([*made_with, list(validation), sorted(source.key for source in sources)]))
     console, work = stderr_console(), WorkFolder(out, digest(made_with))
     if is_prepared(out, index.source):
@@ -249,16 +250,18 @@ def main() -> None:
         help="clips to hold out, such as 'speaker4/*' (about every fifth)",
     )
     parser.add_argument("--mask", type=Path, help="picture, black where to generate (an ellipse over the lower face)")
+    parser.add_argument("--face-models", type=Path, help="folder with MediaPipe's mediapipe/modules (its wheel's)")
     args = parser.parse_args()
     sources = find_sources(args.videos)
     if args.raw:
-        check_installed()
+        check_installed(args.face_models)
     settings = Settings(
         vae=_located(args.vae),
         audio_encoder=_located(args.audio_encoder),
         resolution=args.resolution,
         mask=args.mask and args.mask.absolute(),
         raw=args.raw,
+        face_models=args.face_models and args.face_models.absolute(),
     )
     prepare_files(sources, args.out.absolute(), settings, args.validation)
 

@@ -1,10 +1,14 @@
 """From points to pictures: what the fit gives back, where stretches begin and end, what a warp shows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentsync_ray.config import UserError
+from latentsync_ray.data.facemesh import check_installed
 from latentsync_ray.data.faces import (
     MAX_CLIP_FRAMES,
     MIN_CLIP_FRAMES,
@@ -111,6 +115,11 @@ def test_smoothing_keeps_what_is_steady_and_calms_what_is_not(length: int, shift
     impulse[10] = 1
     response = smooth(impulse)[:, 0, 0]
     assert response.sum() == pytest.approx(1) and response[11] / response[10] == pytest.approx(np.exp(-0.5))
+
+
+def test_a_folder_without_models_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^--face-models: {tmp_path} must hold mediapipe/modules/"):
+        check_installed(tmp_path)
 
 
 def test_a_cut_is_a_change_of_the_whole_picture() -> None:

@@ -17,19 +17,28 @@ from latentsync_ray.config import UserError
 from latentsync_ray.data.faces import Points
 from latentsync_ray.data.media import FPS, Bytes
 
-_GRAPH = "modules/face_landmark/face_landmark_front_cpu.binarypb"
+_GRAPH = "mediapipe/modules/face_landmark/face_landmark_front_cpu.binarypb"
 _MICROSECONDS_PER_FRAME = 1_000_000 // FPS
 
 
-def check_installed() -> None:
+def check_installed(models: Path | None = None) -> None:
     """Tells whether faces can be found, without importing anything.
+
+    Args:
+        models: the folder that holds `mediapipe/modules`; None for the wheel's.
 
     Raises:
         UserError: if not.
     """
+    if models is not None and not (models / _GRAPH).is_file():
+        raise UserError(
+            f"--face-models: {models} must hold {_GRAPH} and what belongs to it, as MediaPipe's wheel 0.10.21 does;"
+            " name the folder above mediapipe/modules"
+        )
     spec = importlib.util.find_spec("mediapipe")
     folders = spec.submodule_search_locations if spec else None
-    if not folders or not (Path(folders[0]) / _GRAPH).is_file() or importlib.util.find_spec("cv2") is None:
+    complete = folders and (models or (Path(folders[0]).parent / _GRAPH).is_file())
+    if not complete or importlib.util.find_spec("cv2") is None:
         raise UserError(
             "--raw: needs MediaPipe 0.10.21 to find faces, which is not installed (or not with its models); run pip"
             " install 'latentsync_ray[face]' and then pip install --no-deps mediapipe==0.10.21"
@@ -37,17 +46,21 @@ def check_installed() -> None:
 
 
 class FaceMesh:
-    """Follows the most prominent face through the frames of one video; a context manager."""
+    """Follows the most prominent face through the frames of one video; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        models: the folder that holds `mediapipe/modules`; None for the wheel's.
+    """
+
+    def __init__(self, models: Path | None = None) -> None:
         import mediapipe
         from mediapipe.python import CalculatorGraph, packet_creator, packet_getter
         from mediapipe.python._framework_bindings import resource_util
 
         self._packets, self._getter, self._srgb = packet_creator, packet_getter, mediapipe.ImageFormat.SRGB
-        package = Path(mediapipe.__file__).parent
-        resource_util.set_resource_dir(str(package.parent))
-        self._graph = CalculatorGraph(binary_graph_path=str(package / _GRAPH))
+        resources = models or Path(mediapipe.__file__).parent.parent
+        resource_util.set_resource_dir(str(resources))
+        self._graph = CalculatorGraph(binary_graph_path=str(resources / _GRAPH))
         self._found: list[object] = []
         self._graph.observe_output_stream("multi_face_landmarks", lambda name, packet: self._found.append(packet))
         self._num_frames = 0

@@ -27,12 +27,13 @@ from latentsync_ray.data.faces import (
 from latentsync_ray.data.media import FPS, SAMPLES_PER_FRAME, Clip, Floats, read_frames, read_wave
 
 
-def read_footage(path: Path, resolution: int) -> tuple[int, Iterator[Clip]]:
+def read_footage(path: Path, resolution: int, face_models: Path | None) -> tuple[int, Iterator[Clip]]:
     """Finds the stretches of a video that show one face, and cuts them out as aligned clips with their sound.
 
     Args:
         path: a file that FFmpeg can read; its sound is what `read_wave` finds.
         resolution: height and width of the clips' frames.
+        face_models: as `FaceMesh` takes it.
 
     Returns:
         How many clips there are, and the clips, one at a time, named by their number.
@@ -41,7 +42,7 @@ def read_footage(path: Path, resolution: int) -> tuple[int, Iterator[Clip]]:
         UserError: if the file cannot be read, lacks picture or sound, is truncated, or shows no face for a second.
     """
     wave = read_wave(path)  # first, since it is soon seen that there is none
-    points, cuts = find_face(path)
+    points, cuts = find_face(path, face_models)
     num_frames = min(len(points), len(wave) // SAMPLES_PER_FRAME)
     found = stretches(points[:num_frames], cuts[:num_frames])
     if not found:
@@ -53,8 +54,12 @@ def read_footage(path: Path, resolution: int) -> tuple[int, Iterator[Clip]]:
     return len(found), _cut_out(path, wave, points, found, resolution)
 
 
-def find_face(path: Path) -> tuple[Points, npt.NDArray[np.bool_]]:
+def find_face(path: Path, face_models: Path | None) -> tuple[Points, npt.NDArray[np.bool_]]:
     """Follows the face in a video.
+
+    Args:
+        path: the video.
+        face_models: as `FaceMesh` takes it.
 
     Returns:
         points: (N, 3, 2) in pixels, NaN where there is none.
@@ -64,7 +69,7 @@ def find_face(path: Path) -> tuple[Points, npt.NDArray[np.bool_]]:
         UserError: if the file cannot be read as a video.
     """
     points, cuts, before = [], [], None
-    with FaceMesh() as face_mesh:
+    with FaceMesh(face_models) as face_mesh:
         for frame in read_frames(path):
             mesh = face_mesh(frame)
             points.append(np.full((3, 2), np.nan) if mesh is None else anchors(mesh))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -235,3 +237,8 @@ def test_footage_becomes_aligned_clips(shared: Path, tmp_path: Path, networks: l
             for a, b in zip(own[::10], others.frames[::10], strict=True)
         ]
     assert max(apart) < 4
+
+    modules = Path(find_spec("mediapipe").submodule_search_locations[0]) / "modules"
+    shutil.copytree(modules, tmp_path / "models" / "mediapipe" / "modules")
+    with FaceMesh() as first, FaceMesh(tmp_path / "models") as second:
+        np.testing.assert_array_equal(first(own[0]), second(own[0]))
