@@ -86,7 +86,7 @@ def encode_files(
         fn_kwargs={"settings": settings, "attempts": attempts},
         # Encoding on CPUs takes ten times as long as all before it: readers then are no reason for fewer encoders.
         num_cpus=1 if num_gpus else 0,
-        compute=TaskPoolStrategy(size=num_cpus),
+        compute=TaskPoolStrategy(size=min(num_cpus, len(rows))),
     )
     outcomes = clips.map(
         EncodeClip,
