@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))
         recipe = load_recipe(Path(scratch))
-    prepared = _prepared_mask(recipe)
+    prepared = None if options.mask else _prepared_mask(recipe)
     resolution = options.resolution or (256 if prepared is None else len(prepared))
     clip = _held_out_clip(recipe) if options.clip is None else read_clip(options.clip, resolution)
     resolution = clip.frames.shape[1]

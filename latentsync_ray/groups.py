@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors, list_placement_groups
@@ -107,10 +108,11 @@ def remove_what_is_left(workers: WorkersConfig) -> None:
             for cleaner in cleaners:
                 if cleaner.state == "ALIVE" and cleaner.pid:
                     on_its_node = NodeAffinitySchedulingStrategy(cleaner.node_id, soft=False)
-                    ray.get(_end_process.options(scheduling_strategy=on_its_node).remote(cleaner.pid))
+                    ending = _end_process.options(scheduling_strategy=on_its_node).remote(cleaner.pid)
+                    ray.get(ending, timeout=_GONE_SECONDS)
             time.sleep(0.1)
-    except NoDashboardError as error:
-        logger.info("what groups have reserved is not given back before this process ends: %s", error)
+    except (NoDashboardError, RayError) as error:  # the search has its results all the same
+        logger.warning("what groups have reserved is not given back before this process ends: %s", error)
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]

@@ -26,7 +26,7 @@ from latentsync_ray.orders import WorkerSetup
 from latentsync_ray.report import NOTHING_DONE, SearchLog, read_finished, write_report
 from latentsync_ray.schedulers import make_scheduler
 from latentsync_ray.search_config import SearchConfig
-from latentsync_ray.segment import Segment, digest, next_segment, root_key
+from latentsync_ray.segment import NUMERICS, Segment, digest, next_segment, root_key
 from latentsync_ray.store import Store
 from latentsync_ray.suggestions import domain, make_search_algorithm
 from latentsync_ray.trial import Trial, TrialSetup, trial_number
@@ -142,7 +142,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, 
         del asked[name]
     for name in ("data", "components"):
         del trained[name]
-    identity = digest(json.loads(json.dumps([asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+    identity = digest(json.loads(json.dumps([NUMERICS, asked, trained, recipe.data.num_frames, fingerprints])))[:8]
     return f"searches/{search.name}-{identity}"
 
 

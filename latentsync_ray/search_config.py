@@ -113,6 +113,9 @@ class TrialsConfig:
             yield "extend", "must not be negative", "0 adds nothing"
 
 
+_THRESHOLD = "transition.at_step"
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """What a search explores, how it decides, and where it keeps what it trained."""
@@ -181,6 +184,11 @@ class SearchConfig:
             yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
         if self.trial_scheduler.name in POPULATION_SCHEDULERS and not self.param_space:
             yield "param_space", f"must not be empty with {self.trial_scheduler.name}", "name what is perturbed"
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS and "seed" in self.param_space:
+            rule = f"must not be searched with {self.trial_scheduler.name}, whose clones go on under their source's"
+            yield "param_space.seed", rule, "remove it"
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS and self.start_from and _THRESHOLD in self.param_space:
+            yield f"param_space.{_THRESHOLD}", "must not be searched with start_from by a population", "remove it"
         if self.trial_scheduler.name == "pb2" and kinds - {"uniform"}:
             yield "param_space", "must have uniform ranges only with pb2", "give {uniform: [low, high]}, or use pbt"
         if self.start_from is not None and not self.share:

@@ -182,6 +182,12 @@ MISTAKES = [
     ),
     Mistake("invalid value among others", TUNE, (SPACE, LR, "-1"), space(LR, {"choice": [0.1, -1]})),
     Mistake(
+        "seed of a population",
+        f"{TUNE} trial_scheduler.name=pbt",
+        (SPACE, "param_space.seed", "pbt"),
+        space("seed", {"choice": [0, 1]}),
+    ),
+    Mistake(
         "parameter of the data", TUNE, (SPACE, "param_space.data.num_frames"), space("data.num_frames", {"grid": [8]})
     ),
     Mistake(
