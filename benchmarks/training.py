@@ -152,8 +152,9 @@ def main() -> None:
     def row(name: str, own: float, other: float) -> None:
         table.add_row(name, f"{own:.3f}", f"{other:.3f}", f"{own / other:.3f}")
 
+    # First, since a process counts as its own what its parent had when it was started.
+    row("UNet forward and backward / diffusers' 2D UNet, GiB at most", peak_gib(our_step), peak_gib(their_step))
     row("UNet forward and backward / diffusers' 2D UNet, s", *seconds_of(our_step(), their_step()))
-    row("most memory of it / diffusers' 2D UNet, GiB", peak_gib(our_step), peak_gib(their_step))
     if options.real.is_dir():
         step, with_encoding, drawing = stage_one(options.real)
         row("stage-one step on prepared clips / with encoding inside, s", step, with_encoding)
