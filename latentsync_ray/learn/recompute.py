@@ -1,6 +1,6 @@
 """Activation functions whose backward pass keeps their input alone and computes the rest again.
 
-What they do not keep is a fifth of all that a UNet's training step holds. `torch.utils.checkpoint` could do the same,
+What they do not keep is a tenth of what a UNet's training step holds (LOG.md, 2026-11-27). `torch.utils.checkpoint` could do the same,
 but costs a third of a millisecond a call, which a small network feels.
 """
 

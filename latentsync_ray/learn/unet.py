@@ -194,7 +194,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         hidden_states = self.mid_block(skips[-1], temb, context)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, skips, temb, context)
-        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states, batch_size)))
+        hidden_states = self.conv_out(self.conv_norm_out.activated(hidden_states, batch_size))
         return UNet3DConditionOutput(sample=hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2))
 
 
