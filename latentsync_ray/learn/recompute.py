@@ -1,7 +1,7 @@
 """Activation functions whose backward pass keeps their input alone and computes the rest again.
 
-What they do not keep is a tenth of what a UNet's training step holds (LOG.md, 2026-11-27). `torch.utils.checkpoint` could do the same,
-but costs a third of a millisecond a call, which a small network feels.
+What they do not keep is a tenth of what a UNet's training step holds (LOG.md, 2026-11-27). `torch.utils.checkpoint`
+could do the same, but costs a third of a millisecond a call, which a small network feels.
 """
 
 # mypy: disable-error-code="no-any-return, no-untyped-call, no-untyped-def, misc, override"
