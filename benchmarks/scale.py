@@ -2,10 +2,10 @@
 
 Nothing is trained: a trivial executor stands in for the worker groups. A trial walks 2 segments that all have in
 common and 10 of its own, so 10,000 trials make 100,002 segments, which are new once; then as many trials again walk
-the same ones, which are known by now. Three things are timed: the dispatcher alone, in CPU seconds; the engine, with
-coroutines of its own process in the place of trials and workers; and the engine as an actor, asked by this process in
-the place of trials, with processes in the place of worker groups. Most of the last one's time is Ray's, so that calls
-of the same size which do nothing are timed beside it.
+the same ones, which are known by now. Timed are: the dispatcher alone, in CPU seconds; the engine, with coroutines of
+its own process in the place of trials and workers; the engine as an actor, asked by this process in the place of
+trials; and, for fewer trials, the same with processes in the place of worker groups. Most of the actor's time is
+Ray's, so that calls of the same size which do nothing are timed beside it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class InProcess:
 
     def new(self, num_trials: int) -> float:
         """Trials ask, groups train, until all have walked to their ends. Returns CPU seconds."""
-        started = time.process_time()
         walks = {f"new-{trial}": walk(trial, SETTINGS) for trial in range(num_trials)}
+        started = time.process_time()
         waiting: dict[str, list[str]] = defaultdict(list)
         for trial in walks:
             self._advance(trial, walks, waiting)
@@ -141,11 +141,14 @@ async def walk_all(run: Any, leave: Any, name: str, num_trials: int, settings: M
 
     async def one(number: int) -> None:
         async with at_once:
-            trial = f"{name}-{number}"
+            trial, last, ahead = f"{name}-{number}", "", {}
             for segment in walk(number, settings):
-                answer = await run(trial, trial, "root", segment.to_dict())
-                assert answer["metrics"] == METRICS
-            await leave(trial, trial)
+                if segment.key not in ahead:  # as `Trial` has it
+                    answer = await run(trial, trial, "root", segment.to_dict())
+                    ahead = {segment.key: answer["metrics"], **answer["ahead"]}
+                assert ahead[segment.key] == METRICS
+                last = segment.key
+            await leave(trial, trial, last)
 
     await asyncio.gather(*(one(number) for number in range(num_trials)))
 
@@ -165,16 +168,24 @@ class CalledDirectly(Engine):
         await self._ended(run, None)
 
 
-class Actor(Engine):
+class Actor(CalledDirectly):
+    """The same as an actor."""
+
+    async def nothing(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
+        """A call with the arguments of `run`, and an answer of the size of its answers."""
+        return {"key": values["parent"], "metrics": METRICS, "cached": True, "ahead": {}}
+
+    async def peak_bytes(self) -> int:
+        """Most memory of this process."""
+        return peak_bytes()
+
+
+class ActorWithProcesses(Actor):
     """An engine whose worker groups are processes that answer every order at once."""
 
     def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
         ray.get(_work.remote(self._setup.groups.engine, run.name))
         asyncio.run_coroutine_threadsafe(self._ended(run, None), loop)
-
-    async def nothing(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
-        """A call with the arguments of `run`, and an answer of the size of its answers."""
-        return {"key": values["parent"], "metrics": METRICS, "cached": True}
 
 
 @ray.remote(num_cpus=0)
@@ -213,26 +224,32 @@ async def engine_directly(num_trials: int, settings: Mapping[str, Any]) -> dict[
     return {"new": (walked - started) / num_new(num_trials), "known": (ended - walked) / num_answers(num_trials)}
 
 
-def engine_actor(num_trials: int, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of the engine's actor for a new segment, a known one, and a call that does nothing."""
+def engine_actor(kind: type[Actor], num_trials: int, settings: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    """Seconds of the engine's actor for a new segment, a known one, and a call that does nothing; its most memory."""
     figures = {}
     with tempfile.TemporaryDirectory() as storage:
-        name = f"engine-{num_trials}"
+        name = f"{kind.__name__}-{num_trials}"
         options = {"name": name, "num_cpus": 0, "max_concurrency": MAX_CALLS}
-        engine = ray.remote(Actor).options(**options).remote(engine_setup(storage, name))
+        engine = ray.remote(kind).options(**options).remote(engine_setup(storage, name))
         engine.serve.remote("searches/scale", INPUTS)
         calls = {
             "new": (engine.run, num_new(num_trials)),
             "known": (engine.run, num_answers(num_trials)),
             "a call that does nothing": (engine.nothing, num_answers(num_trials)),
         }
-        for kind, (call, num) in calls.items():
+        for what, (call, num) in calls.items():
             started = time.perf_counter()
-            asyncio.run(walk_all(call.remote, engine.leave.remote, kind, num_trials, settings))
-            figures[kind] = (time.perf_counter() - started) / num
+            asyncio.run(walk_all(call.remote, engine.leave.remote, what, num_trials, settings))
+            figures[what] = (time.perf_counter() - started) / num
+        peak = ray.get(engine.peak_bytes.remote())
         ray.get(engine.stop.remote())
         ray.kill(engine)
-    return figures
+    return figures, peak
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def num_new(num_trials: int) -> int:
@@ -250,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--few", type=int, default=100, help="few trials (%(default)s)")
     parser.add_argument("--many", type=int, default=10_000, help="many trials (%(default)s)")
-    parser.add_argument("--actor", type=int, default=1000, help="many trials for the actor (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1000, help="many trials with processes (%(default)s)")
     options = parser.parse_args()
     _, recipe = load_search("search_spaces/256.yaml", [])
     settings = stage_settings(recipe.first_stage)  # of a real size
@@ -268,11 +285,15 @@ def main() -> None:
     add("dispatcher", options.many, dispatcher_alone(options.few, 20), dispatcher_alone(options.many, 1))
     few, many = (asyncio.run(engine_directly(num, settings)) for num in (options.few, options.many))
     add("engine", options.many, few, many)
-    peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"this process, which had the dispatcher and the engine": peak_bytes()}
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    add("actor", options.actor, engine_actor(options.few, settings), engine_actor(options.actor, settings))
+    for kind, num_many in ((Actor, options.many), (ActorWithProcesses, options.processes)):
+        (few, _), (many, peak) = (engine_actor(kind, num, settings) for num in (options.few, num_many))
+        add("actor" if kind is Actor else "actor, processes", num_many, few, many)
+        peaks[f"the actor that had {num_new(num_many):,} segments"] = peak
     Console(width=110).print(table)
-    print(f"memory of this process, which had the dispatcher and the engine: at most {peak_bytes / 1e6:.0f} MB")
+    for whose, peak in peaks.items():
+        print(f"memory of {whose}: at most {peak / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ LINGER_SECONDS = 0.5
 """How long a group keeps itself free for the trials whose segment it has just finished: they are likely to go on
 from the state that it holds, and the trunk would otherwise lose its turn at every boundary."""
 
+MAX_AHEAD = 32
+"""Of so many segments at most is a trial told before it asks for them."""
+
 MAX_FAILURES = 2
 """After so many errors in one key, all who wait for it get the last one."""
 
@@ -87,13 +90,17 @@ class Dispatcher:
         """Key -> trials that were given it and have not asked again."""
         self.checkpoints: dict[str, str] = {}
         """Trial -> key of the state that its newest checkpoint points to."""
+        self.told_ahead: dict[str, list[str]] = {}
+        """Trial -> keys of what it was told ahead; until it is heard of again, it may be at any of them."""
         self._arrivals = 0
         # What follows from the above, kept up to date so that nothing has to be searched for.
         self._queue = ReadyQueue()
         self._num_standing: Counter[str] = Counter()
-        """Key -> number of trials whose position or checkpoint it is."""
+        """Key -> number of trials whose position or checkpoint it is, or that were told of it ahead."""
         self._followers: defaultdict[str, dict[str, Order]] = defaultdict(dict)
         """Key -> orders for the segments that follow it."""
+        self._successors: defaultdict[str, list[str]] = defaultdict(list)
+        """Key -> keys of the finished segments that follow it."""
         self._waits: defaultdict[str, set[str]] = defaultdict(set)
         """Trial -> keys of the orders that it waits for."""
         self._leaps: dict[str, str] = {}
@@ -107,6 +114,8 @@ class Dispatcher:
         """Makes a finished segment known."""
         if state_kept and segment.key in self.done and segment.key not in self.kept:
             self._leaps.clear()  # a state that was gone is there again
+        if segment.key not in self.done:
+            self._successors[segment.parent].append(segment.key)
         self.done[segment.key] = segment
         if state_kept:
             self._set_kept(segment.key, True)
@@ -145,9 +154,24 @@ class Dispatcher:
         self._settle(trial)
         passed = {self._arrive(segment, trial)}
         passed.update(self._droppable_ancestors(segment))  # some may have had to be trained again
+        passed.update(self._release(trial))
         self._move(trial, segment.key)
         self.thinking.setdefault(segment.key, set()).add(trial)
         return sorted(key for key in passed if self._unneeded(key))
+
+    def tell_ahead(self, trial: str) -> list[str]:
+        """Keys of the finished segments that come next, as far as only one way has been taken from where a trial is.
+
+        The trial need not ask for them; their states are kept for it until it is heard of again.
+        """
+        ahead: list[str] = []
+        key = self.positions[trial]
+        while len(ahead) < MAX_AHEAD and len(self._successors.get(key, ())) == 1:
+            (key,) = self._successors[key]
+            ahead.append(key)
+            self._num_standing[key] += 1
+        self.told_ahead[trial] = ahead
+        return ahead
 
     def hold(self, trial: str, key: str) -> list[str]:
         """A trial's checkpoint points to a state, from which a clone may start. Returns keys no longer needed."""
@@ -158,8 +182,19 @@ class Dispatcher:
         self._leave_standing(before)
         return [before] if self._unneeded(before) else []
 
-    def leave(self, trial: str) -> None:
-        """A trial has ended; what only it waits for and nobody has begun is dropped."""
+    def leave(self, trial: str, last: str | None = None) -> list[str]:
+        """A trial has ended; what only it waits for and nobody has begun is dropped.
+
+        Args:
+            trial: Which.
+            last: Key of the segment where it was, which it may not have asked for.
+
+        Returns:
+            Keys whose states nobody needs any more.
+        """
+        ahead = self._release(trial)
+        unneeded = self.give(self.done[last], trial) if last in ahead else []
+        unneeded += [key for key in ahead if self._unneeded(key) and key not in unneeded]
         self._settle(trial)
         for key in self._waits.pop(trial, ()):
             order = self.orders[key]
@@ -168,6 +203,7 @@ class Dispatcher:
                 self._requeue(order)
             else:
                 self.withdraw(key)
+        return unneeded
 
     def forget(self, trial: str) -> None:
         """A trial has left and needs not even the last state that it was given."""
@@ -368,7 +404,7 @@ class Dispatcher:
         destination = self.destinations.pop(trial, None)
         if destination is not None:
             self._leave_standing(destination)
-        furthest = destination or position
+        furthest = destination or (self.told_ahead.get(trial) or [position])[-1]
         if self._leads_to(segment, furthest):
             self.destinations[trial] = furthest
             self._num_standing[furthest] += 1
@@ -382,6 +418,13 @@ class Dispatcher:
             if key == segment.key:
                 return True
         return False
+
+    def _release(self, trial: str) -> list[str]:
+        """A trial is where it says, and no longer somewhere in what it was told ahead, whose keys are returned."""
+        ahead = self.told_ahead.pop(trial, [])
+        for key in ahead:
+            self._leave_standing(key)
+        return ahead
 
     def _move(self, trial: str, position: str | None) -> None:
         left = self.positions.pop(trial, None)

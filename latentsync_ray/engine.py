@@ -177,8 +177,9 @@ class Engine:
             values: The segment, as `Segment.to_dict` gives it.
 
         Returns:
-            `key`, `metrics`, `cached` (whether it was found or shared); or `error`, one line, and `diverged`; or
-            `unfinished`, one line, if a budget is used up.
+            `key`, `metrics`, `cached` (whether it was found or shared) and `ahead`, the metrics, by key, of finished
+            segments for which the trial need not ask; or `error`, one line, and `diverged`; or `unfinished`, one
+            line, if a budget is used up.
         """
         await self._serving.wait()
         self._asked.set()
@@ -207,8 +208,9 @@ class Engine:
             record = outcome
         self._answered_at = time.monotonic()
         self._forget(self._dispatcher.give(segment, trial))
+        ahead = {key: self._records[key]["metrics"] for key in self._dispatcher.tell_ahead(trial)}
         await self._poke()
-        return {"key": key, "metrics": record["metrics"], "cached": cached}
+        return {"key": key, "metrics": record["metrics"], "cached": cached, "ahead": ahead}
 
     async def hold(self, trial: str, key: str) -> None:
         """Keeps the state that a trial's newest checkpoint points to."""
@@ -227,7 +229,7 @@ class Engine:
                 self._start_in_time(values["start_step"], segments[-1]["end_step"])
             if "metrics" not in await self.run(_PREFETCH, _PREFETCH, root, values):
                 break  # the trials meet it too, and say so
-        await self.leave(_PREFETCH, _PREFETCH)
+        await self.leave(_PREFETCH, _PREFETCH, None)
         self._dispatcher.forget(_PREFETCH)
 
     def _start_in_time(self, global_step: int, branching_step: int) -> None:
@@ -243,11 +245,17 @@ class Engine:
     def _joined(self) -> list[_Run]:
         return [run for run in self._runs.values() if run.joined_at is not None]
 
-    async def leave(self, trial: str, actor: str) -> None:
-        """A process is done with a trial; Ray Tune may have started two for it, of which one has never asked."""
+    async def leave(self, trial: str, actor: str, last: str | None) -> None:
+        """A process is done with a trial; Ray Tune may have started two for it, of which one has never asked.
+
+        Args:
+            trial: Which.
+            actor: Names the process.
+            last: Key of the segment where the trial was.
+        """
         if self._actors.get(trial) == actor:
             del self._actors[trial]
-            self._dispatcher.leave(trial)
+            self._forget(self._dispatcher.leave(trial, last))
             await self._poke()
 
     async def _record(self, key: str) -> dict[str, Any] | None:

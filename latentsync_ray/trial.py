@@ -60,6 +60,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._adopt(config)
         self.last: Segment | None = None
         self.history: list[Observation] = []
+        self.ahead: dict[str, dict[str, float]] = {}
 
     def step(self) -> dict[str, Any]:
         """Decides the stage, asks for the next segment, and reports its metrics."""
@@ -71,7 +72,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         segment = segment or next_segment(self.recipe, self.root, self.last, leave)
         assert segment is not None, "a trial that is done was asked to go on"
 
-        answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
+        answer = self._ask(segment)
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         place |= {"start_step": segment.start_step, "parent": segment.parent}
@@ -108,14 +109,22 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes another trial's place in this process, at its beginning."""
-        ray.get(self.engine.leave.remote(*self.asker))
+        self.cleanup()
         self._adopt(new_config)
-        self.last, self.history = None, []
+        self.last, self.history, self.ahead = None, [], {}
         return True
 
     def cleanup(self) -> None:
         """Tells the engine that nobody waits here any more."""
-        ray.get(self.engine.leave.remote(*self.asker))
+        ray.get(self.engine.leave.remote(*self.asker, self.last and self.last.key))
+
+    def _ask(self, segment: Segment) -> dict[str, Any]:
+        """The engine's answer, unless it was told ahead."""
+        if segment.key in self.ahead:
+            return {"key": segment.key, "metrics": self.ahead[segment.key], "cached": True}
+        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
+        self.ahead = answer.get("ahead", {})
+        return answer
 
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -453,13 +453,14 @@ class Checked(Dispatcher):
         return started
 
     def give(self, segment: Segment, trial: str) -> list[str]:
-        passed = {self.positions.get(trial, segment.parent)}
+        passed = {self.positions.get(trial, segment.parent), *self.told_ahead.get(trial, ())}
         parent = segment.parent
         while parent in self.done:
             passed.add(parent)
             parent = self.done[parent].parent
         unneeded = super().give(segment, trial)
-        needed = {*self.positions.values(), *(order.segment.parent for order in self.orders.values())}
+        told = (key for ahead in self.told_ahead.values() for key in ahead)
+        needed = {*self.positions.values(), *told, *(order.segment.parent for order in self.orders.values())}
         assert set(unneeded) == {
             key
             for key in (passed & self.done.keys() & self.kept) - needed
@@ -467,11 +468,13 @@ class Checked(Dispatcher):
         }
         return unneeded
 
-    def leave(self, trial: str) -> None:
-        super().leave(trial)
+    def leave(self, trial: str, last: str | None = None) -> list[str]:
+        unneeded = super().leave(trial, last)
         assert all(order.waiters or order.group for order in self.orders.values())
         assert not any(trial in order.waiters for order in self.orders.values())
         assert not any(trial in trials for trials in self.thinking.values())
+        assert trial not in self.told_ahead
+        return unneeded
 
 
 class Search:
@@ -500,6 +503,8 @@ class Search:
         self.made.add_root("root")
         self.todo = {f"t{number}": list(walk) for number, walk in enumerate(trials)}
         self.waiting: dict[str, Segment] = {}
+        self.ahead: defaultdict[str, set[str]] = defaultdict(set)
+        self.last: dict[str, str] = {}
         self.stored = {"root"}
         self.trained: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
@@ -534,11 +539,12 @@ class Search:
     def ask(self) -> None:
         trial = self.rng.choice(self.thinking())
         if not self.todo[trial]:
-            self.made.leave(trial)
-            self.ended[trial] = "finished"
+            self.end(trial, "finished")
             return
         segment = self.todo[trial].pop(0)
-        if segment.key in self.made.done:
+        if segment.key in self.ahead[trial]:
+            self.last[trial] = segment.key
+        elif segment.key in self.made.done:
             self.give(trial, segment)
         else:
             assert self.made.missing_ancestor(segment) is None
@@ -548,8 +554,18 @@ class Search:
     def give(self, trial: str, segment: Segment) -> None:
         self.waiting.pop(trial, None)
         unneeded = self.made.give(segment, trial)
-        needed = {self.made.positions[t] for t in self.todo if t not in self.ended and t in self.made.positions}
-        assert not needed & set(unneeded)
+        self.last[trial] = segment.key
+        self.ahead[trial] = set(self.made.tell_ahead(trial)) if self.rng.random() < 0.7 else set()
+        self.drop(unneeded)
+
+    def end(self, trial: str, how: str) -> None:
+        self.ended[trial] = how
+        self.drop(self.made.leave(trial, self.last.get(trial)))
+
+    def drop(self, unneeded: list[str]) -> None:
+        """States go, but none where a trial is or where it has ended."""
+        assert len(set(unneeded)) == len(unneeded)
+        assert not set(self.last.values()) & set(unneeded)
         for key in unneeded:
             lost = self.made.done[key]
             assert lost.stage == SECOND_STAGE or lost.end_step < self.made.keep_first_stage_from
@@ -588,8 +604,7 @@ class Search:
         for trial, segment in list(self.waiting.items()):
             if segment.key == order.segment.key:
                 del self.waiting[trial]
-                self.made.leave(trial)
-                self.ended[trial] = "failed"
+                self.end(trial, "failed")
         for other in self.made.waiting_for(order.segment.key):
             self.failures[other.segment.key] += 1
             self.give_up(self.made.withdraw(other.segment.key))
@@ -599,8 +614,7 @@ class Search:
         alive = [trial for trial in self.todo if trial not in self.ended]
         trial = self.rng.choice(alive)
         self.waiting.pop(trial, None)
-        self.made.leave(trial)
-        self.ended[trial] = "stopped"
+        self.end(trial, "stopped")
 
     def hand_out(self) -> None:
         """As the engine does after everything that happens."""
@@ -676,6 +690,48 @@ def test_nobody_waits_for_ever_whatever_fails(
         if search.ended[f"t{number}"] == "finished":
             assert all(search.trained[segment.key] >= 1 for segment in walk)
     assert all(order.group is not None for order in search.made.orders.values())
+
+
+def test_what_was_told_ahead_is_kept_until_the_trial_is_heard_of_again() -> None:
+    made, walk = dispatcher(), lineage(0, "abcd")
+    for segment in walk:
+        made.ask(segment, "before")
+        train(made, segment)
+        made.give(segment, "before")
+    assert made.give(walk[0], "t0") == []
+    assert made.tell_ahead("t0") == [segment.key for segment in walk[1:]]
+    assert made.leave("before") == []
+    # It goes its own way from the second one, of which nobody was told.
+    own = lineage(0, "abe")[2]
+    assert own.parent == walk[1].key
+    made.ask(own, "t0")
+    train(made, own)
+    assert made.give(own, "t0") == sorted([walk[0].key, walk[1].key, walk[2].key])
+    assert made.tell_ahead("t0") == []
+    # Two ways lead on from there now.
+    made.give(walk[0], "t1")
+    assert made.tell_ahead("t1") == [walk[1].key]
+    made.leave("t1", walk[1].key)
+    assert made.positions["t1"] == walk[1].key
+
+
+def test_who_leaves_keeps_nothing_of_which_he_was_told() -> None:
+    made, walk = dispatcher(), lineage(0, "abc")
+    for segment in walk:
+        made.add_done(segment, state_kept=True)
+    made.give(walk[0], "t0")
+    made.tell_ahead("t0")
+    assert made.leave("t0", walk[0].key) == [segment.key for segment in walk[1:]]
+
+
+def test_a_trial_that_was_lost_keeps_the_furthest_state_of_which_it_was_told() -> None:
+    made, walk = dispatcher(), lineage(0, "abcd")
+    for segment in walk:
+        made.add_done(segment, state_kept=True)
+    made.give(walk[0], "t0")
+    made.tell_ahead("t0")
+    made.dropped(made.give(walk[0], "t0"), lambda key: None)  # a new process begins anew
+    assert walk[-1].key in made.kept
 
 
 def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> None:

@@ -56,9 +56,9 @@ def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path)
         asking = ask(engine, "t0", "second process")
         await settle()
         # Ray Tune had started another process for the trial, which it no longer needs.
-        await engine.leave("t0", "first process")
+        await engine.leave("t0", "first process", None)
         assert [order.waiters for order in engine._dispatcher.orders.values()] == [{"t0"}]
-        await engine.leave("t0", "second process")
+        await engine.leave("t0", "second process", None)
         assert not engine._dispatcher.orders
         asking.cancel()
         serving.cancel()
@@ -79,7 +79,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_
     async def search() -> None:
         serving = serve(engine)
         answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
-        assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True}
+        assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True, "ahead": {}}
         assert not engine._dispatcher.orders
         serving.cancel()
 
