@@ -1,9 +1,10 @@
-"""A node that is taken away with a notice: what was trained there is stored first, and goes on elsewhere."""
+"""Several nodes: a group that spans them, and a node that is taken away, whose training goes on elsewhere."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ def two_nodes() -> Iterator[Any]:
     node = {"num_cpus": 1, "memory": 4 * 2**30, "object_store_memory": 100 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-        cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": True})
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            dashboard = {"include_dashboard": True, "dashboard_port": server.getsockname()[1]}
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0} | dashboard)
         cluster.add_node(**node)
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False)
@@ -40,6 +43,23 @@ def node_of_the_worker() -> str:
 
     (worker,) = [actor for actor in list_actors() if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
     return str(worker.node_id)
+
+
+@pytest.mark.timeout(600)
+def test_a_group_that_spans_nodes_gets_what_one_worker_gets(
+    two_nodes: Any, make_search: Any, run_search: Any
+) -> None:
+    """No node has room for both workers, so that gradients go from one to the other."""
+    settings = ["transition.at_step=4", "second_stage.num_steps=4"]
+    for stage in ("first_stage", "second_stage"):
+        settings += [f"{stage}.batch_size=4", f"{stage}.optimizer.lr=1e-5"]
+    space = make_search(trivial=False, workers={"max_groups": 1})
+    one = run_search(space, *settings, store="one")
+    settings += [f"{stage}.num_workers=2" for stage in ("first_stage", "second_stage")]
+    two = run_search(space, *settings, store="two")
+    for name in ("val/recon", "val/sync", "val/lpips", "val/trepa", "train/loss"):
+        assert float(two.trials[0][name]) == pytest.approx(float(one.trials[0][name]), rel=1e-5), name
+    assert not set(one.weights) & set(two.weights)  # another order of sums: it was two that trained
 
 
 @pytest.mark.timeout(600)
