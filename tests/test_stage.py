@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentsync_ray.config import LOSS_TERMS, LossConfig, OptimizerConfig, Recipe, StageConfig
+from latentsync_ray.config import LOSS_TERMS, LossConfig, LRSchedulerConfig, OptimizerConfig, Recipe, StageConfig
 from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
@@ -215,6 +216,25 @@ def test_the_stage_that_starts_takes_the_given_weights(recipe: Recipe, tmp_path:
     state = training.state()
     training.build("second_stage", recipe.second_stage, state, "second_stage")
     assert all(torch.equal(training.unet.state_dict()[name], state[f"model.{name}"]) for name in weights)
+
+
+def test_each_stage_follows_its_own_learning_rate_from_its_beginning(recipe: Recipe) -> None:
+    """Whether it is built anew in mid-stage or not."""
+    first = replace(recipe.first_stage, lr_scheduler=LRSchedulerConfig("constant_with_warmup", 3))
+    second = replace(recipe.second_stage, loss=LossConfig(), lr_scheduler=LRSchedulerConfig("cosine", 2, 6))
+    training, lrs = new_training(recipe), []
+    training.build("first_stage", first, None, "")
+    lrs += [training.step(step, step)["lr"] for step in range(5)]
+    training.build("second_stage", second, training.state(), "first_stage")
+    lrs += [training.step(step, step - 5)["lr"] for step in range(5, 8)]
+    training.build("second_stage", second, training.state(), "second_stage")
+    lrs += [training.step(step, step - 5)["lr"] for step in range(8, 12)]
+
+    warm_up = [0, 1 / 3, 2 / 3, 1, 1]
+    cosine = [0, 1 / 2, *((1 + math.cos(math.pi * step / 4)) / 2 for step in range(5))]
+    factors = [first.optimizer.lr * factor for factor in warm_up]
+    factors += [second.optimizer.lr * factor for factor in cosine]
+    assert lrs == pytest.approx(factors, rel=1e-6, abs=1e-12)
 
 
 class InDouble(LatentSyncTraining):
