@@ -1,6 +1,8 @@
-"""A stored segment that a search goes on from: its lineage, checked against the recipe."""
+"""A stored segment that a search goes on from: found by its key, its lineage checked against the recipe."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.search_config import SearchConfig
@@ -22,39 +24,47 @@ def lineage_of(store: Store, search: SearchConfig, recipe: Recipe, root: str) ->
     """
     if search.start_from is None:
         return []
-    lineage = [_find(store, search.start_from)]
+    lineage = [Segment(**find_record(store, search.start_from, "start_from")["segment"])]
     while lineage[0].parent != root:
-        parent = _read(store, lineage[0].parent)
+        parent = _read(store, lineage[0].parent, "start_from")
         if parent is None:
             raise UserError(
                 f"start_from: {lineage[-1].key} was trained with other data, networks, validation, training or seed; "
                 "use its recipe, or export its UNet (latentsync_ray.export) and give that as components.unet"
             )
-        lineage.insert(0, parent)
+        lineage.insert(0, Segment(**parent["segment"]))
     _check(search, recipe, lineage[-1])
     return lineage
 
 
-def _find(store: Store, beginning: str) -> Segment:
-    """The only segment whose key begins so."""
+def find_record(store: Store, beginning: str, option: str) -> dict[str, Any]:
+    """The record of the only segment whose key begins so.
+
+    Args:
+        store: Where it is.
+        beginning: Of the key; all of it at most.
+        option: Where the user has given it.
+
+    Raises:
+        UserError: There is none, there are several, or it is damaged.
+    """
     found = [key for key in store.list_folders("segments") if key.startswith(beginning)]
-    segments = [segment for segment in (_read(store, key) for key in found) if segment is not None]
-    if len(segments) == 1:
-        return segments[0]
-    if segments:
-        raise UserError(f"start_from: {len(segments)} keys begin with {beginning}; give more of it")
+    records = [record for record in (_read(store, key, option) for key in found) if record is not None]
+    if len(records) == 1:
+        return records[0]
+    if records:
+        raise UserError(f"{option}: {len(records)} keys begin with {beginning}; give more of it")
     raise UserError(
-        f"start_from: must be the key of a segment in {store.root}, or its beginning, got {beginning}; the keys of a "
+        f"{option}: must be the key of a segment in {store.root}, or its beginning, got {beginning}; the keys of a "
         "search are in its trials.json"
     )
 
 
-def _read(store: Store, key: str) -> Segment | None:
+def _read(store: Store, key: str, option: str) -> dict[str, Any] | None:
     try:
-        record = store.read_record(key)
+        return store.read_record(key)
     except DamagedEntryError as error:
-        raise UserError(f"start_from: {error}; run the search again that trained it, or start from another") from None
-    return Segment(**record["segment"]) if record else None
+        raise UserError(f"{option}: {error}; run the search again that trained it, or name another") from None
 
 
 def _check(search: SearchConfig, recipe: Recipe, last: Segment) -> None:

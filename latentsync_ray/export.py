@@ -1,6 +1,7 @@
-"""Writes a trial's UNet as a file for LatentSync's scripts, or as a diffusers folder.
+"""Writes the UNet of a trial, or of any stored segment, as a file for LatentSync's scripts or a diffusers folder.
 
 python -m latentsync_ray.export RESULTS unet.pt
+python -m latentsync_ray.export RESULTS unet.pt --segment KEY    # the beginning of a key is enough
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentsync_ray.branch import find_record
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
@@ -21,17 +23,24 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and exports. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m latentsync_ray.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")
     parser.add_argument("--trial", type=int, help="number of the trial (the best)")
     parser.add_argument(
         "--stage", choices=(FIRST_STAGE, SECOND_STAGE), help="stage at whose end (the last that the trial reached)"
     )
+    parser.add_argument(
+        "--segment", metavar="KEY", help="at the end of this segment of the search's storage, instead"
+    )
     options = parser.parse_args(arguments)
+    if options.segment is not None and (options.trial is not None or options.stage is not None):
+        raise UserError("--segment: must stand alone, it names a state by itself; leave out --trial and --stage")
     if options.out.exists():
         raise UserError(f"{options.out}: must not exist yet; name another file or folder")
-    segment, weights = trial_weights(options.results, options.trial, options.stage)
+    segment, weights = stored_weights(options.results, options.trial, options.stage, options.segment)
 
     from latentsync_ray.learn.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
 
@@ -43,20 +52,28 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def trial_weights(results: str, trial: int | None, stage: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A trial's last segment, as `Segment.to_dict` gives it, and the model's state dict at its end.
+def stored_weights(
+    results: str, trial: int | None = None, stage: str | None = None, segment: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A trial's last segment, or the one asked for, as `Segment.to_dict` gives it, and the model's state dict there.
 
     Args:
         results: The search's folder or URI.
-        trial: Its number; None for the best.
-        stage: At whose end; None for the last that it reached.
+        trial: The trial's number; None for the best.
+        stage: At whose end; None for the last that the trial reached.
+        segment: Key of a segment in the search's store, or its beginning; then trial and stage do not matter.
 
     Raises:
-        UserError: There is no such trial, or its state is no longer kept.
+        UserError: There is no such trial or segment, or its state is no longer kept.
     """
     store, folder = find_results(results)
     try:
-        record = _record(store, folder, trial, stage)
+        record = _record(store, folder, trial, stage) if segment is None else find_record(store, segment, "--segment")
+        if record["state"]["status"] == "dropped":
+            raise UserError(
+                f"segment {record['key'][:12]}: its state is no longer kept; export another segment (python -m "
+                f"latentsync_ray.store {store.uri} list shows whose are)"
+            )
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:
         raise UserError(f"{error}; run the search again, it trains what is missing") from None

@@ -23,7 +23,7 @@ from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.media import Clip, audio_windows, face_mask, read_clip, read_mask, resize_mask, write_clip
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.encode import AudioEncoder, clip_tensors
-from latentsync_ray.export import find_results, trial_weights
+from latentsync_ray.export import find_results, stored_weights
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.sampling import sample_latents
 from latentsync_ray.learn.unet import UNet3DConditionModel
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= options.steps <= 1000:
         raise UserError(f"--steps: must be from 1 to 1000, got {options.steps}; 20 is usual")
 
-    segment, weights = trial_weights(options.results, options.trial, None)
+    segment, weights = stored_weights(options.results, options.trial)
     store, folder = find_results(options.results)
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))

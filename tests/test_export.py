@@ -1,4 +1,4 @@
-"""Any trial's UNet comes out of the store, and mistakes are told in one line."""
+"""The UNet of any trial or segment comes out of the store, and mistakes are told in one line."""
 
 from __future__ import annotations
 
@@ -70,6 +70,48 @@ def test_a_trials_unet_comes_out(
 def test_what_is_not_there_is_named(arguments: list[str], message: str, results: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         main([str(results), str(tmp_path / "unet.pt"), *arguments])
+    assert not (tmp_path / "unet.pt").exists()
+
+
+def test_any_stored_segment_comes_out(results: Path, tmp_path: Path) -> None:
+    """By its key or the beginning of it, whatever the search has made of it."""
+    store = Store(str(results.parents[1]))
+    (results / "trials.json").unlink()
+    for number, key in enumerate(store.keys()):
+        for beginning in (key, key[:8]):
+            out = tmp_path / f"{number}-{beginning}.pt"
+            assert main([str(results), str(out), "--segment", beginning]) == 0
+            content, record = torch.load(out, weights_only=True), store.read_record(key)
+            assert content["global_step"] == record["segment"]["end_step"]
+            state = store.read_state(key, record["state"])
+            assert {f"model.{name}" for name in content["state_dict"]} == state.keys() - {"optimizer.x"}
+            assert all(torch.equal(state[f"model.{n}"], tensor) for n, tensor in content["state_dict"].items())
+
+
+def test_a_segment_that_cannot_come_out_is_named_in_one_line(results: Path, tmp_path: Path) -> None:
+    store = Store(str(results.parents[1]))
+    dropped, damaged = store.keys()
+    store.drop_state(dropped)
+    (results.parents[1] / "segments" / damaged / "record.json").write_text("{")
+    (results.parents[1] / "segments" / ("f" * 64)).mkdir()  # begun, and not finished
+    alike = dropped[:8] + "0" * 56
+    store.publish(alike, {}, {"model.weight": torch.zeros(1)})
+    mistakes = [
+        (
+            ["--segment", "xyz"],
+            f"--segment: must be the key of a segment in {store.root}, or its beginning, got xyz;",
+        ),
+        (["--segment", "f" * 64], "--segment: must be the key of a segment"),
+        (["--segment", dropped[:8]], f"--segment: 2 keys begin with {dropped[:8]}; give more of it"),
+        (["--segment", dropped], f"segment {dropped[:12]}: its state is no longer kept; export another segment"),
+        (["--segment", damaged], f"--segment: {store.root}/segments/{damaged}/record.json: is no whole file; run"),
+        (["--segment", dropped, "--trial", "0"], "--segment: must stand alone"),
+        (["--segment", dropped, "--stage", "first_stage"], "--segment: must stand alone"),
+    ]
+    for arguments, line in mistakes:
+        with pytest.raises(UserError) as error:
+            main([str(results), str(tmp_path / "unet.pt"), *arguments])
+        assert str(error.value).startswith(line) and "\n" not in str(error.value)
     assert not (tmp_path / "unet.pt").exists()
 
 

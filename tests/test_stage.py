@@ -1,18 +1,22 @@
-"""The two-stage training by itself: exact restarts, every loss term, the guard."""
+"""The two-stage training by itself: LatentSync's own step, exact restarts, every loss term, the guard."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from latentsync_ray.config import LOSS_TERMS, LossConfig, OptimizerConfig, Recipe, StageConfig
+from latentsync_ray.config import LOSS_TERMS, LossConfig, LRSchedulerConfig, OptimizerConfig, Recipe, StageConfig
 from latentsync_ray.configfiles import load_recipe
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.learn import stage as stage_module
 from latentsync_ray.learn.interop import write_official
 from latentsync_ray.learn.stage import LatentSyncTraining
 from latentsync_ray.learn.training import TrainingSetup
@@ -68,6 +72,71 @@ def run(
         state, of = {name: tensor.clone() for name, tensor in training.state().items()}, stage
         results.append((weights_sha256(state), metrics, state))
     return results
+
+
+class GoldenSamples:
+    """The batch of LatentSync's own step, sample by sample."""
+
+    def __init__(self, golden: Mapping[str, torch.Tensor]):
+        names = {"latents": "gt_latents", "audio_features": "audio_embeds"}
+        names |= {name: name for name in ("masks", "masked_latents", "ref_latents")}
+        self.batch = {name: golden[f"in.{original}"] for name, original in names.items()}
+
+    def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> dict[str, torch.Tensor]:
+        return {name: tensor[index] for name, tensor in self.batch.items()}
+
+    def validation_samples(self, num_samples: int, num_frames: int, seed: int) -> list:
+        return []
+
+
+@pytest.mark.parametrize(("number", "stage"), [(1, "first_stage"), (2, "second_stage")])
+def test_a_step_is_the_originals(
+    number: int, stage: str, shared: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, gradient norm and every parameter after the step, of the code that workers run."""
+    files = shared / "golden" / f"unet_stage{number}_tiny"
+    expected, golden = json.loads(Path(f"{files}.train.json").read_text()), load_file(f"{files}.train.safetensors")
+    weights = {
+        name.replace("state_dict.", "model."): tensor
+        for name, tensor in load_file(f"{files}.safetensors").items()
+        if name.startswith("state_dict.")
+    }
+
+    def golden_draw(seed: int, purpose: str, step: int, index: int, sample: Mapping) -> tuple:
+        noise = golden["in.noise"][index]
+        return int(golden["in.timesteps"][index]), torch.zeros_like(noise), noise
+
+    monkeypatch.setattr(stage_module, "_draw", golden_draw)
+    training = LatentSyncTraining(replace(new_training(recipe).setup, samples=GoldenSamples(golden)))
+    config = StageConfig(
+        model=json.loads(Path(f"{files}.config.json").read_text()),
+        trainable_modules=expected["trainable_modules"],
+        batch_size=2,
+        mixed_noise_alpha=0,
+    )
+    for lr, key, tolerance in [(1e-5, "update_sum_abssum", 1e-2), (0.1, "update_sum_abssum_lr_0p1", 1e-3)]:
+        training.build(stage, replace(config, optimizer=OptimizerConfig(lr=lr)), weights, "")
+        metrics, state = training.step(0, 0), training.state()
+        assert metrics == pytest.approx(
+            {
+                "loss": expected["loss"],
+                "recon": expected["loss"],
+                "grad_norm": expected["grad_norm_before_clip"],
+                "lr": lr,
+            },
+            rel=1e-5,
+        )
+        updates = {name: state[name].double() - before.double() for name, before in weights.items()}
+        for name, (total, abs_total) in expected[key].items():
+            update = updates.pop(f"model.{name}")
+            assert abs(update.sum().item() - total) <= tolerance * abs_total, (name, lr)
+            assert abs(update.abs().sum().item() - abs_total) <= tolerance * abs_total, (name, lr)
+        assert all((update == 0).all() for update in updates.values())  # what is not trained
+        if lr == expected["optimizer"]["lr"]:
+            for name, (total, abs_total) in expected["after_step_sum_abssum"].items():
+                after = state[f"model.{name}"].double()
+                assert abs(after.sum().item() - total) <= 1e-5 * abs_total, name
+                assert after.abs().sum().item() == pytest.approx(abs_total, rel=1e-5), name
 
 
 def test_a_rank_without_validation_samples_reports_the_same_terms(recipe: Recipe) -> None:
@@ -147,6 +216,25 @@ def test_the_stage_that_starts_takes_the_given_weights(recipe: Recipe, tmp_path:
     state = training.state()
     training.build("second_stage", recipe.second_stage, state, "second_stage")
     assert all(torch.equal(training.unet.state_dict()[name], state[f"model.{name}"]) for name in weights)
+
+
+def test_each_stage_follows_its_own_learning_rate_from_its_beginning(recipe: Recipe) -> None:
+    """Whether it is built anew in mid-stage or not."""
+    first = replace(recipe.first_stage, lr_scheduler=LRSchedulerConfig("constant_with_warmup", 3))
+    second = replace(recipe.second_stage, loss=LossConfig(), lr_scheduler=LRSchedulerConfig("cosine", 2, 6))
+    training, lrs = new_training(recipe), []
+    training.build("first_stage", first, None, "")
+    lrs += [training.step(step, step)["lr"] for step in range(5)]
+    training.build("second_stage", second, training.state(), "first_stage")
+    lrs += [training.step(step, step - 5)["lr"] for step in range(5, 8)]
+    training.build("second_stage", second, training.state(), "second_stage")
+    lrs += [training.step(step, step - 5)["lr"] for step in range(8, 12)]
+
+    warm_up = [0, 1 / 3, 2 / 3, 1, 1]
+    cosine = [0, 1 / 2, *((1 + math.cos(math.pi * step / 4)) / 2 for step in range(5))]
+    factors = [first.optimizer.lr * factor for factor in warm_up]
+    factors += [second.optimizer.lr * factor for factor in cosine]
+    assert lrs == pytest.approx(factors, rel=1e-6, abs=1e-12)
 
 
 class InDouble(LatentSyncTraining):

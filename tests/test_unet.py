@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -85,51 +84,26 @@ def test_official_sizes_have_the_originals_names_shapes_and_trainable_parameters
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_training_step_is_the_originals(shared: Path, stage: int) -> None:
+def test_gradients_are_the_originals(shared: Path, stage: int) -> None:
+    """Of every parameter; the step that follows from them is in test_stage.py."""
     expected = json.loads((shared / "golden" / f"unet_stage{stage}_tiny.train.json").read_text())
     golden = load_file(shared / "golden" / f"unet_stage{stage}_tiny.train.safetensors")
-    scheduler_config = json.loads((shared / "golden" / "functional.json").read_text())["scheduler"]
-    noise_scheduler = DDIMScheduler.from_config(scheduler_config)
     unet, _ = golden_unet(shared, stage)
     trainable = dict(select_trainable(unet, expected["trainable_modules"]))
     assert len(trainable) == expected["trainable_tensor_count"]
 
-    latents, noise, timesteps = golden["in.gt_latents"], golden["in.noise"], golden["in.timesteps"]
-    noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
-    assert_close(noisy_latents, golden["out.noisy_gt_latents"])
-    sample = torch.cat([noisy_latents, *(golden[f"in.{k}"] for k in ("masks", "masked_latents", "ref_latents"))], 1)
-    pred_noise = unet(sample, timesteps, golden["in.audio_embeds"]).sample
+    inputs = ("out.noisy_gt_latents", "in.masks", "in.masked_latents", "in.ref_latents")
+    sample = torch.cat([golden[name] for name in inputs], 1)
+    pred_noise = unet(sample, golden["in.timesteps"], golden["in.audio_embeds"]).sample
     assert_close(pred_noise, golden["out.pred_noise"])
-    alphas = noise_scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1)
-    pred_latents = (noisy_latents - (1 - alphas).sqrt() * pred_noise) / alphas.sqrt()
-    assert_close(pred_latents, golden["out.pred_latents"])
 
-    loss = torch.nn.functional.mse_loss(pred_noise, noise)
-    assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
-    loss.backward()
+    torch.nn.functional.mse_loss(pred_noise, golden["in.noise"]).backward()
     norms = {name: parameter.grad.norm().item() for name, parameter in trainable.items()}
     assert norms == pytest.approx(expected["grad_norms"], rel=1e-4)
     for name, gradient in golden.items():
         if name.startswith("grad."):
             actual = trainable[name.removeprefix("grad.")].grad
             torch.testing.assert_close(actual, gradient, rtol=0, atol=1e-4 * gradient.abs().max().item())
-
-    max_grad_norm = expected["optimizer"]["max_grad_norm"]
-    norm = torch.nn.utils.clip_grad_norm_(trainable.values(), max_grad_norm)
-    assert norm.item() == pytest.approx(expected["grad_norm_before_clip"], rel=1e-5)
-    before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    for lr, key, tolerance in [(1e-5, "update_sum_abssum", 1e-2), (0.1, "update_sum_abssum_lr_0p1", 1e-3)]:
-        warm_start(unet, {**unet.state_dict(), **before})
-        torch.optim.AdamW(trainable.values(), lr=lr).step()
-        for name, (total, abs_total) in expected[key].items():
-            update = (trainable[name].detach() - before[name]).double()
-            assert abs(update.sum().item() - total) <= tolerance * abs_total, (name, lr)
-            assert abs(update.abs().sum().item() - abs_total) <= tolerance * abs_total, (name, lr)
-        if lr == 1e-5:
-            for name, (total, abs_total) in expected["after_step_sum_abssum"].items():
-                after = unet.get_parameter(name).detach().double()
-                assert abs(after.sum().item() - total) <= 1e-5 * abs_total, name
-                assert after.abs().sum().item() == pytest.approx(abs_total, rel=1e-5), name
 
 
 def gradients(unet: UNet3DConditionModel) -> tuple[dict[str, Tensor], int]:

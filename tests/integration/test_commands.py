@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import Outcome, results_folder
+from trivial import TrivialTraining
 
 from latentsync_ray import export, train
+from latentsync_ray.configfiles import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +39,16 @@ def test_one_run_and_the_best_recipe_again(
     assert (trial["transition_step"], trial["global_step"]) == ("8", "16")
     executed = outcome.executed
     assert len(executed) == 4
+
+    # What a loop without anything around it gives, with stage two's steps counted from its own beginning.
+    recipe = load_recipe(tmp_path / "recipe")
+    plain = TrivialTraining(SimpleNamespace(seed=recipe.seed, rank=0, world_size=1))
+    plain.build("first_stage", recipe.first_stage, None, "")
+    losses = [plain.step(step, step) for step in range(8)]
+    plain.build("second_stage", recipe.second_stage, plain.state(), "first_stage")
+    losses += [plain.step(step, step - 8) for step in range(8, 16)]
+    records = sorted(outcome.records.values(), key=lambda record: record["segment"]["end_step"])
+    assert [step for record in records for step in record["steps"]] == losses
 
     # The best trial's recipe stands by itself: from the same storage it has nothing left to train.
     again = run(outcome.folder / "best")

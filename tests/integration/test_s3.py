@@ -16,7 +16,7 @@ from helpers import Outcome
 from s3 import CREDENTIALS, S3Server
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from latentsync_ray.export import trial_weights
+from latentsync_ray.export import stored_weights
 from latentsync_ray.store import Store
 from latentsync_ray.store.__main__ import main as look_after
 from latentsync_ray.store.upkeep import damages, leftovers, whole_records
@@ -92,8 +92,8 @@ def test_a_search_gets_what_it_gets_on_a_disk(
 
     # Its trials can be taken out.
     for trial in range(4):
-        weights = trial_weights(store.uri_of(folder), trial, None)[1]
-        assert torch.equal(weights["weight"], trial_weights(str(local.folder), trial, None)[1]["weight"])
+        weights = stored_weights(store.uri_of(folder), trial)[1]
+        assert torch.equal(weights["weight"], stored_weights(str(local.folder), trial)[1]["weight"])
 
     # Checksums hold there too.
     capsys.readouterr()
