@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv face tune plan train test soak s3 check assets bench bench-scale chaos truth clean
+.PHONY: venv face tune plan train test soak s3 check assets bench bench-gpu bench-scale chaos truth clean
 
 venv: $(STAMP)
 
@@ -60,6 +60,10 @@ assets: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+# A step of configs/256 at full size on a GPU: make bench-gpu ARGS='first_stage.batch_size=4'
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-scale: $(STAMP)
 	$(BIN)/python benchmarks/scale.py $(ARGS)

@@ -26,6 +26,7 @@ from latentsync_ray.data.media import (
     mel_spectrogram,
     read_mask,
     resize_frame,
+    to_pcm,
     to_pixels,
 )
 from latentsync_ray.learn.autoencoder import (
@@ -192,6 +193,7 @@ def clip_tensors(clip: Clip, vae: Autoencoder, encoder: AudioEncoder, mask: Tens
         **{key: torch.cat(batches) for key, batches in encoded.items()},
         "audio_features": encoder(clip.wave),
         "mel": torch.from_numpy(mel_spectrogram(clip.wave)),
+        "wave": to_pcm(clip.wave),
     }
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

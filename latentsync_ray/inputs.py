@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentsync_ray.config import DataConfig, Recipe, UserError
 from latentsync_ray.configfiles import STAGE_FILES
-from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.clips import FORMAT, PreparedClips
 from latentsync_ray.data.sync_windows import held_out_windows
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
@@ -48,24 +48,36 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
     fingerprints = {name: source_fingerprint(f"components.{name}", source) for name, source in components.items()}
     _check_stages(recipe)
-    vae_sha256 = weights_sha256(load_autoencoder(recipe.components.vae))
-
-    if recipe.data.synthetic is not None:
-        assert recipe.components.audio_encoder is not None
-        sources = recipe.components.vae, recipe.components.audio_encoder
-        data = drawn_clips(recipe.data, *sources, fingerprints)
-        recipe = dataclasses.replace(recipe, data=data)
-    clips = PreparedClips.open(recipe.data.folder)
-    if vae_sha256 != clips.index.vae_sha256:
-        raise UserError(
-            f"components.vae: must be the autoencoder that {recipe.data.folder} was prepared with, got "
-            f"{recipe.components.vae}; name that one, or prepare the clips again"
-        )
+    clips = prepared_clips(recipe)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folder=str(clips.folder)))
     clips.train_sample(recipe.seed, 0, 0, recipe.data.num_frames)
     clips.validation_samples(recipe.validation.num_samples, recipe.data.num_frames, recipe.validation.seed)
     # The audio encoder is not used in training: what it gave is in the prepared clips.
     fingerprints.pop("audio_encoder", None)
     return recipe, fingerprints | {"data": clips.fingerprint}
+
+
+def prepared_clips(recipe: Recipe) -> PreparedClips:
+    """Opens a recipe's prepared clips, drawing synthetic ones if it asks for them.
+
+    Args:
+        recipe: What is asked for.
+
+    Raises:
+        UserError: They or the autoencoder are missing, or do not fit each other.
+    """
+    data, components = recipe.data, recipe.components
+    vae_sha256 = weights_sha256(load_autoencoder(components.vae))
+    if data.synthetic is not None:
+        assert components.audio_encoder is not None
+        data = drawn_clips(data, components.vae, components.audio_encoder)
+    clips = PreparedClips.open(data.folder)
+    if vae_sha256 != clips.index.vae_sha256:
+        raise UserError(
+            f"components.vae: must be the autoencoder that {data.folder} was prepared with, got {components.vae}; "
+            "name that one, or prepare the clips again"
+        )
+    return clips
 
 
 def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str]) -> tuple[float | None, str | None]:
@@ -119,27 +131,24 @@ def _syncnet_figures(source: str, num_frames: int, windows: Iterable[tuple[Tenso
         raise UserError(f"components.syncnet: {source} cannot be used ({error}); {remedy}") from None
 
 
-def drawn_clips(
-    data: DataConfig,
-    vae: str,
-    audio_encoder: str,
-    fingerprints: Mapping[str, str],
-) -> DataConfig:
-    """Draws and prepares synthetic clips into a folder named by their settings, unless it is there.
+def drawn_clips(data: DataConfig, vae: str, audio_encoder: str) -> DataConfig:
+    """Draws and prepares synthetic clips into a folder named by what they are made from, unless it is there.
 
     Args:
-        data: With `synthetic`, and the folder in which that one is made.
+        data: With `synthetic`, and the folder in which that one is made, or that one itself.
         vae: The autoencoder that they are prepared with.
         audio_encoder: The Whisper that they are prepared with.
-        fingerprints: Of `vae` and `audio_encoder`, from `source_fingerprint`.
 
     Returns:
         The same with the clips' own folder.
     """
     settings = data.synthetic
     assert settings is not None
-    made_from = [dataclasses.asdict(settings), fingerprints["vae"], fingerprints["audio_encoder"]]
-    folder = Path(data.folder) / digest(made_from)[:12]
+    networks = {"vae": vae, "audio_encoder": audio_encoder}
+    made_from = [FORMAT, dataclasses.asdict(settings), *(source_fingerprint(*source) for source in networks.items())]
+    folder, name = Path(data.folder), digest(made_from)[:12]
+    if folder.name != name:  # as it is where a search has written its recipe
+        folder /= name
     if not folder.exists():
         held_out = range(settings.num_speakers - settings.num_validation_speakers, settings.num_speakers)
         prepare(

@@ -102,7 +102,7 @@ def _ready(config: SyncNetConfig) -> tuple[SyncNetConfig, str]:
     if config.data.synthetic is not None:
         _check_model(config, config.data.synthetic.resolution)
         assert config.vae is not None and config.audio_encoder is not None
-        data = drawn_clips(config.data, config.vae, config.audio_encoder, fingerprints)
+        data = drawn_clips(config.data, config.vae, config.audio_encoder)
         config = dataclasses.replace(config, data=data)
     clips = PreparedClips.open(config.data.folder)
     _check_model(config, clips.index.resolution)

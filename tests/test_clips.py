@@ -34,6 +34,7 @@ def prepare_set(folder: Path, lengths: dict[str, int], held_out: set[str]) -> Pa
             "masked_latents": -latents,
             "audio_features": torch.arange(2.0 * length)[:, None, None].expand(-1, NUM_LAYERS, WIDTH),
             "mel": torch.arange(16 * length // 5 + 1).float().expand(80, -1),
+            "wave": torch.arange(640 * length).to(torch.int16),
         }
         record = save_clip(folder, name, tensors)
         records.append(replace(record, split="validation" if name in held_out else "train"))
@@ -185,6 +186,14 @@ def test_names_that_a_filesystem_would_confuse_stay_apart(tmp_path: Path) -> Non
     assert {clips.train_sample(0, step, 0, 8)["name"] for step in range(60)} == lengths.keys() - {"a/b"}
 
 
+def test_a_whole_clip_has_its_sound_and_samples_do_not(clips: PreparedClips) -> None:
+    record = clips.usable("validation", 31)[0]
+    assert record.name == "f/00"
+    whole = clips.whole(record)
+    assert whole["wave"].equal(torch.arange(640 * 60).to(torch.int16)) and len(whole["frames"]) == 60
+    assert "wave" not in clips.train_sample(0, 0, 0, 8)
+
+
 def test_the_fingerprint_names_the_contents(tmp_path: Path) -> None:
     one = PreparedClips.open(prepare_set(tmp_path / "one", {"a": 20, "b": 20}, {"b"}))
     same = PreparedClips.open(prepare_set(tmp_path / "same", {"a": 20, "b": 20}, {"b"}))
@@ -201,8 +210,8 @@ def test_the_fingerprint_names_the_contents(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: "", "is not JSON"),
-        (lambda text: "[1]", "format must be 1, is None"),
-        (lambda text: text.replace('"format": 1', '"format": 9'), "format must be 1, is 9"),
+        (lambda text: "[1]", "format must be 2, is None"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "format must be 2, is 1"),
         (lambda text: text.replace('"resolution"', '"size"'), "fields are missing or unknown"),
         (lambda text: text.replace('"validation"', '"train"'), "fingerprint must be .* the file was changed"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe, load_syncnet, with_overrides
-from latentsync_ray.inputs import check_syncnet, ready_inputs
+from latentsync_ray.inputs import check_syncnet, prepared_clips, ready_inputs
 from latentsync_ray.learn.sync_training import build_syncnet
 from latentsync_ray.store import Store
 
@@ -20,6 +20,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     small = {"num_speakers": 3, "clips_per_speaker": 1, "num_validation_speakers": 2, "num_frames": 64}
     overrides = {f"data.synthetic.{name}": value for name, value in small.items()}
     return load_recipe(DEMO, overrides | {"data.folder": str(tmp_path_factory.mktemp("data"))})
+
+
+def test_drawn_clips_are_found_again(recipe: Recipe) -> None:
+    """By the recipe, and by the one that a search writes into `best`, which names their own folder."""
+    ready, fingerprints = ready_inputs(recipe)
+    folder = Path(ready.data.folder)
+    assert folder.parent == Path(recipe.data.folder)
+    before = sorted(folder.rglob("*"))
+    assert ready_inputs(ready) == (ready, fingerprints)
+    assert prepared_clips(ready).folder == prepared_clips(recipe).folder == folder
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_the_demos_syncnet_is_good_enough(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,7 +266,7 @@ MISTAKEN_INPUTS = [
     ),
     Mistake("unknown training", f"{TRAIN} training=mine:Training", ("training", "mine:Training")),
     Mistake("no clips", NO_DRAWING, (INDEX, "No such file")),
-    Mistake("damaged index", NO_DRAWING, (INDEX, "not JSON"), write(INDEX, '{"format": 1, "clips": [{"na')),
+    Mistake("damaged index", NO_DRAWING, (INDEX, "not JSON"), write(INDEX, '{"format": 2, "clips": [{"na')),
     Mistake("index of another format", NO_DRAWING, (INDEX, "format", "99"), write(INDEX, '{"format": 99}')),
 ]
 

@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
 from latentsync_ray.data.clips import PreparedClips, _draw_ref_start, keyed_generator
-from latentsync_ray.data.media import Clip, face_mask, mel_spectrogram, read_clip, resize_frame, to_pixels
+from latentsync_ray.data.media import Clip, face_mask, from_pcm, mel_spectrogram, read_clip, resize_frame, to_pixels
 from latentsync_ray.encode import AudioEncoder
 from latentsync_ray.learn.autoencoder import encode_latents, load_autoencoder
 from latentsync_ray.prepare import held_out, prepare
@@ -135,6 +135,8 @@ def test_a_prepared_clip_holds_what_the_networks_make_of_it(tmp_path: Path, netw
     assert tensors["audio_features"].equal(AudioEncoder(networks.audio_encoder)(source.wave))
     np.testing.assert_array_equal(tensors["mel"], mel_spectrogram(source.wave))
     assert tensors["audio_features"].shape == (40, 5, WIDTH) and tensors["mel"].shape == (80, 65)
+    assert tensors["wave"].dtype == torch.int16
+    np.testing.assert_allclose(from_pcm(tensors["wave"]), source.wave, rtol=0, atol=0.5001 / 32767)
 
     sample = prepared.train_sample(0, 0, 0, 8)
     shapes = {key: tuple(value.shape) for key, value in sample.items() if key != "name"}
@@ -191,7 +193,7 @@ def test_latents_of_a_posterior_are_drawn_as_encoding_in_a_training_step_would(
     tiny = prepare(make_clips(), tmp_path / "tiny", vae=networks.vae, **settings)
     assert "posterior" not in (tmp_path / "tiny" / "index.json").read_text()
     tensors = load_file(tiny.folder / tiny.index.clips[0].file)
-    assert tensors.keys() == {"frames", "latents", "masked_latents", "audio_features", "mel"}
+    assert tensors.keys() == {"frames", "latents", "masked_latents", "audio_features", "mel", "wave"}
 
 
 def test_the_same_again_is_not_prepared_again(

@@ -14,7 +14,7 @@ from latentsync_ray.config import LRSchedulerConfig, OptimizerConfig
 from latentsync_ray.configfiles import load_syncnet
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.sync_windows import SyncWindows, held_out_windows
-from latentsync_ray.inputs import drawn_clips, source_fingerprint
+from latentsync_ray.inputs import drawn_clips
 from latentsync_ray.learn.losses import sync_loss
 from latentsync_ray.learn.sync_training import SyncTraining, build_syncnet, sync_accuracy
 from latentsync_ray.learn.syncnet import StableSyncNet
@@ -33,9 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SyncNetConfig:
         [*arguments, f"data.folder={tmp_path_factory.mktemp('data')}", "batch_size=8", "num_workers=1"],
     )
     assert config.vae is not None and config.audio_encoder is not None
-    sources = {"vae": config.vae, "audio_encoder": config.audio_encoder}
-    fingerprints = {name: source_fingerprint(name, source) for name, source in sources.items()}
-    return replace(config, data=drawn_clips(config.data, config.vae, config.audio_encoder, fingerprints))
+    return replace(config, data=drawn_clips(config.data, config.vae, config.audio_encoder))
 
 
 @pytest.fixture(scope="module")

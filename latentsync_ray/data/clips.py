@@ -29,8 +29,10 @@ from latentsync_ray.data.media import (
 )
 from latentsync_ray.segment import digest
 
-FORMAT = 1
-_AGAIN = "prepare the set again (python -m latentsync_ray.preprocess)"
+FORMAT = 2
+"""Since 2 a clip holds its sound."""
+_PREPARE = "(python -m latentsync_ray.preprocess)"
+_AGAIN = f"prepare the set again {_PREPARE}, in another folder or with this one removed"
 Split = Literal["train", "validation"]
 
 # Clips kept mapped into memory: far below Linux's usual limit of 65,530 mappings a process.
@@ -102,7 +104,9 @@ class Index:
         try:
             values = json.loads(path.read_text())
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); name a prepared set, or make one {_PREPARE}"
+            ) from error
         except ValueError as error:
             raise UserError(f"{path}: is not JSON ({error}); {_AGAIN}") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -141,9 +145,9 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
         folder: the set's.
         name: the clip's.
         tensors: frames uint8 (F, 3, H, W), latents and masked_latents float32 (F, C, h, w), audio_features float32
-            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1); of an autoencoder with a posterior also
-            latents_posterior and masked_latents_posterior float32 (F, 2 * C, h, w), mean and log-variance before
-            scaling.
+            (2 * F, L, D), mel float32 (80, 16 * F // 5 + 1), wave int16 (640 * F,) from `data.media.to_pcm`; of an
+            autoencoder with a posterior also latents_posterior and masked_latents_posterior float32
+            (F, 2 * C, h, w), mean and log-variance before scaling.
 
     Returns:
         Its record for the index, as a clip to train on.
@@ -180,7 +184,7 @@ class PreparedClips:
         self._latent_mask = resize_mask(mask, (height, width))
         self._verified: set[str] = set()
         self._tensors = lru_cache(maxsize=MAX_OPEN_CLIPS)(self._load)
-        self._usable = cache(self._find_usable)
+        self._usable = cache(self.usable)
 
     @classmethod
     def open(cls, folder: Path | str) -> "PreparedClips":
@@ -269,8 +273,20 @@ class PreparedClips:
         columns = slice(first_mel_column(start), first_mel_column(start) + num_mel_columns(num_frames))
         return _frames_second(tensors["frames"][start : start + num_frames]), tensors["mel"][None, :, columns].clone()
 
-    def _find_usable(self, split: Split, num_frames: int) -> list[ClipRecord]:
-        """Returns the clips of a split that hold a window of `num_frames`."""
+    def whole(self, clip: ClipRecord) -> dict[str, Tensor]:
+        """Returns all that is held of a clip, as `save_clip` was given it: read-only, and read as it is looked at.
+
+        Raises:
+            UserError: if the clip's file is damaged.
+        """
+        return self._tensors(clip)
+
+    def usable(self, split: Split, num_frames: int) -> list[ClipRecord]:
+        """Returns the clips of a split that hold a window of `num_frames`.
+
+        Raises:
+            UserError: if there is none.
+        """
         clips = self.train if split == "train" else self.validation
         usable = [clip for clip in clips if clip.num_frames >= num_frames]
         if not usable:
@@ -307,7 +323,7 @@ class PreparedClips:
         return (mean + torch.exp(0.5 * logvar) * eps - shift) * scale
 
     def _load(self, clip: ClipRecord) -> dict[str, Tensor]:
-        """Maps a clip's file into memory, checking it the first time."""
+        """Maps a clip's file into memory, checking it the first time; what no sample shows is not read again."""
         path = self.folder / clip.file
         if clip.file not in self._verified:
             try:

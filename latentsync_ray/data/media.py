@@ -28,6 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 FPS = 25
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+PCM_PEAK = 32767
 MEL_COLUMNS_PER_SECOND = 80
 AUDIO_STATES_PER_SECOND = 50
 AUDIO_STATES_PER_FRAME = AUDIO_STATES_PER_SECOND // FPS
@@ -233,6 +234,17 @@ def resize_frame(frame: Bytes, resolution: int) -> Bytes:
     pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
     pixels = functional.interpolate(pixels, size=(resolution, resolution), mode="bicubic", antialias=True)
     return pixels[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def to_pcm(wave: Floats) -> Tensor:
+    """Rounds a wave (N,) in [-1, 1] to int16, 1 being 32767: half the size, its noise 98 dB below a full sine."""
+    return torch.tensor(wave).mul_(PCM_PEAK).round_().clamp_(-PCM_PEAK, PCM_PEAK).to(torch.int16)
+
+
+def from_pcm(samples: Tensor) -> Floats:
+    """Gives back what `to_pcm` was given, float32 (N,) in [-1, 1], to within half a step of 1 / 32767."""
+    wave: Floats = samples.float().div_(PCM_PEAK).numpy()
+    return wave
 
 
 def to_pixels(frames: Tensor) -> Tensor:
