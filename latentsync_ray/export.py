@@ -76,7 +76,9 @@ def stored_weights(
             )
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:
-        raise UserError(f"{error}; run the search again, it trains what is missing") from None
+        raise UserError(
+            f"{error}; delete that segment's folder and run the search again, which trains it anew"
+        ) from None
     weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
     return record["segment"], weights
 

@@ -123,5 +123,5 @@ def test_nothing_is_overwritten_and_a_lost_state_is_named(results: Path, tmp_pat
         main([str(tmp_path), str(tmp_path / "unet.pt")])
     for state in results.parents[1].glob("segments/*/state.safetensors"):
         state.unlink()
-    with pytest.raises(UserError, match=r"state\.safetensors: is gone; run the search again"):
+    with pytest.raises(UserError, match=r"state\.safetensors: is gone; delete that segment's folder"):
         main([str(results), str(tmp_path / "unet.pt")])

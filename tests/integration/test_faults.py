@@ -217,6 +217,14 @@ def test_damaged_entries_are_trained_again(
     assert all("\n" not in notice and "trained again" in notice for notice in notices)
     assert longer.results == undisturbed
 
+    # What `export` advises where a state that no trial goes on from is lost.
+    end = longer.trials[0]["key"]
+    shutil.rmtree(outcome.store / "segments" / end)
+    mended = run_search(space, "second_stage.num_steps=8")
+    assert mended.summary["steps_trained"] == 8  # with the segment before it, whose state had been dropped
+    assert (outcome.store / "segments" / end / "state.safetensors").exists()
+    assert mended.results == undisturbed
+
 
 def test_a_full_storage_ends_the_search_in_one_line_and_room_lets_it_go_on(
     make_search: Any, run_search: Any, tmp_path: Path
