@@ -8,16 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync_ray.learn.recompute import geglu, group_norm_silu
+from latentsync_ray.learn.recompute import geglu_linear, group_norm_silu_conv
+
+DTYPES = [torch.float32, torch.bfloat16]
 
 
-def plain_geglu(projected: Tensor) -> Tensor:
+def plain_geglu_linear(projected: Tensor, linear: nn.Linear) -> Tensor:
     hidden_states, gate = projected.chunk(2, dim=-1)
-    return hidden_states * F.gelu(gate)
+    return linear(hidden_states * F.gelu(gate))  # type: ignore[no-any-return]
 
 
-def plain_group_norm_silu(states: Tensor, norm: nn.GroupNorm) -> Tensor:
-    return F.silu(norm(states))
+def plain_group_norm_silu_conv(states: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, batch_size: int) -> Tensor:
+    videos = states.unflatten(0, (batch_size, -1)).transpose(1, 2)
+    return conv(F.silu(norm(videos)).transpose(1, 2).flatten(0, 1))  # type: ignore[no-any-return]
 
 
 def num_kept(function: Callable[..., Tensor], *inputs: Any) -> int:
@@ -35,41 +38,49 @@ def num_kept(function: Callable[..., Tensor], *inputs: Any) -> int:
     return sum(numel for place, numel in kept.items() if place not in own)
 
 
-def test_geglu_is_torchs_own_bit_for_bit() -> None:
-    torch.manual_seed(0)
-    projected, gradient = torch.randn(2, 5, 12, requires_grad=True), torch.randn(2, 5, 6)
-    (expected,) = torch.autograd.grad(plain_geglu(projected), projected, gradient)
-    (found,) = torch.autograd.grad(geglu(projected), projected, gradient)
-    assert torch.equal(geglu(projected), plain_geglu(projected))
-    assert torch.equal(found, expected)
-    assert num_kept(geglu, projected) == 0 < num_kept(plain_geglu, projected)
+def check(function: Callable[..., Tensor], plain: Callable[..., Tensor], trained: str, **inputs: Any) -> None:
+    """Output and gradients are those of the plain function, in half precision under autocast; nothing is kept."""
+    for name, of in inputs.items():
+        if isinstance(of, Tensor | nn.Module):
+            of.requires_grad_(name in trained.split())
+    args = inputs.values()
+    wanted = [p for of in args for p in (of.parameters() if isinstance(of, nn.Module) else [of])]
+    wanted = [p for p in wanted if isinstance(p, Tensor) and p.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16, enabled=next(iter(args)).dtype == torch.bfloat16):
+        made = [one(*args) for one in (function, plain)]
+        assert num_kept(function, *args) == 0 < num_kept(plain, *args)
+    gradient = torch.randn_like(made[0])
+    found, expected = ([one, *torch.autograd.grad(one, wanted, gradient)] for one in made)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_group_norm_silu_is_torchs_own_bit_for_bit(transposed: bool, frozen: bool) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", ["projected linear", "projected", "linear"])
+def test_geglu_linear_is_torchs_own_bit_for_bit(trained: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    states, gradient = torch.randn(2, 3, 8, 4, 4), torch.randn(2, 8, 3, 4, 4)
-    states = states.transpose(1, 2) if transposed else states.transpose(1, 2).contiguous()
-    states.requires_grad_()
+    check(
+        geglu_linear,
+        plain_geglu_linear,
+        trained,
+        projected=torch.randn(2, 5, 12, dtype=dtype),
+        linear=nn.Linear(6, 7),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", ["states norm conv", "states", "norm", "conv"])
+def test_group_norm_silu_conv_is_torchs_own_bit_for_bit(trained: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     norm = nn.GroupNorm(4, 8, eps=1e-6)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    norm.requires_grad_(not frozen)
-    wanted = [states] if frozen else [states, norm.weight, norm.bias]
-    expected = torch.autograd.grad(plain_group_norm_silu(states, norm), wanted, gradient)
-    found = torch.autograd.grad(group_norm_silu(states, norm), wanted, gradient)
-    assert torch.equal(group_norm_silu(states, norm), plain_group_norm_silu(states, norm))
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert num_kept(group_norm_silu, states, norm) == 0 < num_kept(plain_group_norm_silu, states, norm)
-
-
-def test_half_precision_is_autocasts_own() -> None:
-    torch.manual_seed(0)
-    states = torch.randn(2, 8, 4, 4, dtype=torch.bfloat16, requires_grad=True)
-    norm = nn.GroupNorm(4, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, found = plain_group_norm_silu(states, norm), group_norm_silu(states, norm)
-    assert found.dtype == expected.dtype and torch.equal(found, expected)
-    (of_expected,), (of_found,) = (torch.autograd.grad(made, states, made.detach()) for made in (expected, found))
-    assert of_found.dtype == of_expected.dtype and torch.equal(of_found, of_expected)
+    check(
+        group_norm_silu_conv,
+        plain_group_norm_silu_conv,
+        trained,
+        states=torch.randn(6, 8, 4, 4, dtype=dtype),
+        norm=norm,
+        conv=nn.Conv2d(8, 5, 3, padding=1),
+        batch_size=2,
+    )

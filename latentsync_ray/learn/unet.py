@@ -5,6 +5,9 @@ latentsync/models/unet.py), with AnimateDiff's motion modules between its layers
 Checkpoints of the original load strictly.
 """
 
+# mypy: disable-error-code="no-untyped-call"
+# (torch leaves some methods of tensors untyped)
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +19,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
-from latentsync_ray.learn.unet_blocks import DownBlock, MidBlock, UpBlock, VideoGroupNorm
+from latentsync_ray.learn.recompute import group_norm_silu_conv
+from latentsync_ray.learn.unet_blocks import DownBlock, MidBlock, UpBlock
 
 # Whether a block of this type has spatial attention.
 DOWN_BLOCK_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
@@ -162,7 +166,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             num_motion_modules=int(use_motion_module and motion_module_mid_block),
             **block_kwargs,
         )
-        self.conv_norm_out = VideoGroupNorm(norm_num_groups, block_out_channels[0], norm_eps)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, block_out_channels[0], norm_eps)
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor | int, encoder_hidden_states: Tensor) -> UNet3DConditionOutput:
@@ -194,7 +198,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         hidden_states = self.mid_block(skips[-1], temb, context)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, skips, temb, context)
-        hidden_states = self.conv_out(self.conv_norm_out.activated(hidden_states, batch_size))
+        hidden_states = group_norm_silu_conv(hidden_states, self.conv_norm_out, self.conv_out, batch_size)
         return UNet3DConditionOutput(sample=hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2))
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.attention import FeedForward as DiffusersFeedForward
 from torch import Tensor, nn
 
-from latentsync_ray.learn.recompute import geglu, group_norm_silu
+from latentsync_ray.learn.recompute import geglu_linear, group_norm_silu_conv
 
 CPU_HEAD_DIM = 16
 """Narrower heads are filled up with zeros on a CPU, whose kernel takes nearly twice as long for 8 as for 16."""
@@ -25,27 +25,13 @@ CPU_HEAD_DIM = 16
 MOTION_NUM_GROUPS = 32
 
 
-class VideoGroupNorm(nn.GroupNorm):
-    """Group norm whose statistics run over all frames of a video."""
-
-    def forward(self, hidden_states: Tensor, batch_size: int) -> Tensor:  # type: ignore[override]
-        """Normalise (B * F, C, H, W)."""
-        videos = hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2)  # (B, C, F, H, W)
-        return super().forward(videos).transpose(1, 2).flatten(0, 1)
-
-    def activated(self, hidden_states: Tensor, batch_size: int) -> Tensor:
-        """Normalise (B * F, C, H, W) and apply SiLU."""
-        videos = hidden_states.unflatten(0, (batch_size, -1)).transpose(1, 2)
-        return group_norm_silu(videos, self).transpose(1, 2).flatten(0, 1)
-
-
 class FeedForward(DiffusersFeedForward):  # type: ignore[misc]
     """diffusers' feed-forward layer with GEGLU, whose product is not kept for the backward pass."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (N, L, C) to the same shape."""
         gate, _, project_out = self.net
-        return project_out(geglu(gate.proj(hidden_states)))
+        return geglu_linear(gate.proj(hidden_states), project_out)
 
 
 class ResnetBlock(nn.Module):
@@ -53,10 +39,10 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int, num_groups: int, eps: float):
         super().__init__()
-        self.norm1 = VideoGroupNorm(num_groups, in_channels, eps)
+        self.norm1 = nn.GroupNorm(num_groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = VideoGroupNorm(num_groups, out_channels, eps)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
@@ -67,10 +53,10 @@ class ResnetBlock(nn.Module):
         batch_size = len(temb)
         num_frames = len(hidden_states) // batch_size
         residual = self.conv_shortcut(hidden_states)
-        hidden_states = self.conv1(self.norm1.activated(hidden_states, batch_size))
+        hidden_states = group_norm_silu_conv(hidden_states, self.norm1, self.conv1, batch_size)
         shift = self.time_emb_proj(temb).repeat_interleave(num_frames, dim=0)
         hidden_states = hidden_states + shift[:, :, None, None]
-        return residual + self.conv2(self.norm2.activated(hidden_states, batch_size))
+        return residual + group_norm_silu_conv(hidden_states, self.norm2, self.conv2, batch_size)
 
 
 class Attention(nn.Module):
