@@ -412,10 +412,10 @@ class Dispatcher:
         return furthest
 
     def _leads_to(self, segment: Segment, key: str) -> bool:
-        """Whether a segment comes before the one of this key in its lineage."""
+        """Whether a segment comes before the one of this key in its lineage, or may do so."""
         while key in self.done and self.done[key].start_step >= segment.end_step:
             key = self.done[key].parent
-            if key == segment.key:
+            if key == segment.key or key not in self.done:  # an engine that was lost does not know all of it yet
                 return True
         return False
 

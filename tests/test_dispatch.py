@@ -734,6 +734,17 @@ def test_a_trial_that_was_lost_keeps_the_furthest_state_of_which_it_was_told() -
     assert walk[-1].key in made.kept
 
 
+def test_an_engine_that_was_lost_keeps_the_furthest_state_though_it_does_not_know_the_way_there() -> None:
+    made, walk = dispatcher(keep_from=9), lineage(2, "abc")
+    for segment in walk[3:]:  # what a trial asks for makes known no more than one state to start from
+        made.add_done(segment, state_kept=True)
+    made.give(walk[4], "t0")
+    for segment in walk[:3]:  # a new process of the trial begins anew
+        made.add_done(segment, state_kept=True)
+        made.dropped(made.give(segment, "t0"), lambda key: None)
+        assert walk[4].key in made.kept
+
+
 def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> None:
     """Ray Tune names them anew; nothing of the names before may keep a state."""
     made, (first, second) = dispatcher(), lineage(0, "ab")
