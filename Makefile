@@ -74,7 +74,7 @@ chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 # What adaptive searches find, held against a grid that is trained whole.
-truth: face
+truth: $(STAMP)
 	$(BIN)/python benchmarks/truth.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.

@@ -16,6 +16,8 @@ from latentsync_ray.segment import FIRST_STAGE, Segment
 LINGER_SECONDS = 0.5
 """How long a group keeps itself free for the trials whose segment it has just finished: they are likely to go on
 from the state that it holds, and the trunk would otherwise lose its turn at every boundary."""
+YIELD_SECONDS = 2.0
+"""How long a free group is kept while only work of other sizes waits, which may have no room beside it."""
 
 MAX_AHEAD = 32
 """Of so many segments at most is a trial told before it asks for them."""
@@ -368,6 +370,11 @@ class Dispatcher:
             return None
         idle = (g.name for g in self.groups.values() if g.order is None and g.num_workers not in wanted)
         return next(idle, None)
+
+    def others_wait(self, num_workers: int) -> bool:
+        """Whether work waits, and none of it for groups of this size."""
+        wanted = self._queue.sizes()
+        return bool(wanted) and num_workers not in wanted
 
     def spare_states(self, live: Iterable[str], num_trials: int) -> list[str]:
         """Keys of stage-one states that are kept for branches which no trial can begin any more.

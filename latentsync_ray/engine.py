@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
-from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher, Order
+from latentsync_ray.dispatch import LINGER_SECONDS, YIELD_SECONDS, Dispatcher, Order
 from latentsync_ray.groups import NoDashboardError, empty_places, remove_places, run_group
 from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig
@@ -478,8 +478,11 @@ class Engine:
         """Gives back groups that have had nothing to do for a while, or will have nothing to do any more."""
         now = time.monotonic()
         for run in self._joined():
+            patience = self._setup.groups.workers.idle_seconds
+            if self._dispatcher.others_wait(run.num_workers):
+                patience = min(patience, YIELD_SECONDS)
             idle = run.order is None and not run.stopping
-            if idle and (self._used_up or now - run.last_busy > self._setup.groups.workers.idle_seconds):
+            if idle and (self._used_up or now - run.last_busy > patience):
                 self._retire(run)
         await self._keep_budget()
         await self._keep_places()

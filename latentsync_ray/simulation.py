@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentsync_ray.config import Recipe
-from latentsync_ray.dispatch import LINGER_SECONDS, Dispatcher
+from latentsync_ray.dispatch import LINGER_SECONDS, YIELD_SECONDS, Dispatcher
 from latentsync_ray.search_config import TrialSchedulerConfig
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, next_segment
 from latentsync_ray.transition import Observation, should_transition
@@ -108,7 +108,9 @@ class Simulation:
         go_on: GoOn,
     ):
         stages = [stage for trial in trials for stage in (trial.recipe.first_stage, trial.recipe.second_stage)]
-        self._dispatcher = Dispatcher(num_gpus // min(stage.num_workers for stage in stages), keep_first_stage_from)
+        sizes = {stage.num_workers for stage in stages}
+        self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from)
+        self._mixed = len(sizes) > 1
         self._unborn = deque(trials)
         self._max_concurrent = max_concurrent
         self._costs, self._go_on = costs, go_on
@@ -189,6 +191,8 @@ class Simulation:
             self._num_groups += 1
             self._dispatcher.add_group(f"group-{self._num_groups}", num_workers)
             self._unplaced.append(f"group-{self._num_groups}")
+        if self._mixed:
+            self._make_room()
         self._place()
         in_the_way = self._dispatcher.group_to_stop()
         if in_the_way is not None:
@@ -200,6 +204,12 @@ class Simulation:
     def _poke_again(self) -> None:
         self._poke_due = False
         self._poke()
+
+    def _make_room(self) -> None:
+        """Groups that have been free for a moment while only work of other sizes waits go back."""
+        for name in [name for name, since in self._free_since.items() if self._now - since > YIELD_SECONDS]:
+            if self._dispatcher.others_wait(self._dispatcher.groups[name].num_workers):
+                self._give_back(name)
 
     def _place(self) -> None:
         """Groups that wait for GPUs get them, the one that has waited longest first."""
@@ -217,6 +227,8 @@ class Simulation:
         self._free_since[name] = self._now
         self._poke()
         self._after(self._costs.idle_seconds, self._give_back_if_idle, name, self._now)
+        if self._mixed:
+            self._after(YIELD_SECONDS + THINK_SECONDS, self._poke)
 
     def _finish(self, name: str) -> None:
         segment = self._dispatcher.finish(name, self._now).segment

@@ -23,8 +23,6 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in BENCHMARKS.glob("*.py")))
 def test_it_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "truth":
-        pytest.importorskip("matplotlib", reason="matplotlib comes with `make face`, which is not here")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     assert import_module(name).__doc__
 

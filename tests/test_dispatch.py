@@ -408,8 +408,10 @@ def test_a_group_without_work_makes_room_for_another_size() -> None:
     made.ask(single, "t0")
     made.ask(pair, "t1")
     assert made.group_to_stop() is None  # it has work of its own
+    assert not made.others_wait(1) and made.others_wait(3)
     train(made, single)
     assert made.group_to_stop() == "g0"
+    assert made.others_wait(1) and not made.others_wait(2)
     made.remove_group("g0", "not needed")
     assert made.groups_to_start() == [2]
 

@@ -76,6 +76,16 @@ def test_two_trials_that_share_a_trunk_on_one_gpu() -> None:
     assert simulated.unshared.makespan_seconds == pytest.approx(5 + 20 + 20 + 20 + 20 + 0.1 + 20 + 0.1)
 
 
+def test_a_wide_trunk_makes_room_for_narrow_branches() -> None:
+    search, recipe = new_search({LR: {"grid": [1e-5, 2e-5]}}), new_recipe((2, 1))
+    costs = replace(COSTS, idle_seconds=3600)
+    simulated = simulate(search, recipe, plan_trials(search, recipe), 2, costs)
+    # The group of two starts, trains the trunk and, with only work for others waiting, goes back 2.1 s later.
+    trunk, branch = 5 + 20 + 2.1, 5 + 20 + 0.1
+    assert simulated.shared.makespan_seconds == pytest.approx(trunk + branch)
+    assert simulated.shared.gpu_seconds == pytest.approx(2 * trunk + 2 * branch)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     thresholds=st.lists(st.integers(1, 5), min_size=1, max_size=4),

@@ -112,9 +112,9 @@ def test_each_trial_is_trained_under_its_own_seed(cluster: None, make_search: An
 
 
 def test_a_wide_trunk_and_narrow_branches(cluster: None, make_search: Any, run_search: Any) -> None:
-    """Two workers train the trunk on all CPUs, and make room for branches of one worker each."""
+    """Two workers train the trunk on all CPUs, and make room for branches of one worker each, however patient."""
     rates = {"second_stage.optimizer.lr": {"grid": [0.01, 0.02, 0.04]}}
-    space = make_search(param_space=rates, workers={"idle_seconds": 2})
+    space = make_search(param_space=rates, workers={"idle_seconds": 3600})
     outcome = run_search(space, "first_stage.num_workers=2")
     assert outcome.exit_status == 0 and [trial["status"] for trial in outcome.trials] == ["finished"] * 3
     assert outcome.executed == sorted(set(outcome.records))
