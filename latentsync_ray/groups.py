@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -28,6 +28,8 @@ _GONE_SECONDS = 10.0
 """So long at most it takes a controller to end after its engine."""
 _MOST = 10_000
 """Entries that Ray's state API lists at most."""
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Variable by which Ray's state API is told which cluster to ask."""
 
 
 def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
@@ -135,12 +137,30 @@ def _places(workers: WorkersConfig) -> list[Any]:
 
 
 def _listed(list_what: Callable[..., list[Any]], filters: list[tuple[str, str, str]]) -> list[Any]:
-    """Asks Ray's state API about the cluster of this process; by itself it would go by the environment."""
-    address = ray.get_runtime_context().gcs_address
+    """Asks Ray's state API about the cluster of this process."""
     try:
-        return list_what(address=address, filters=filters, detail=True, limit=_MOST)
+        with _this_cluster():
+            return list_what(filters=filters, detail=True, limit=_MOST)
     except (RayStateApiException, ValueError) as error:
         raise NoDashboardError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _this_cluster() -> Iterator[None]:
+    """Has Ray's state API ask the cluster of this process, for it prefers RAY_ADDRESS to any argument.
+
+    That may say `local`, which among several clusters on a machine names none
+    (ray/dashboard/utils.py, get_address_for_submission_client).
+    """
+    before = os.environ.get(_API_SERVER)
+    os.environ[_API_SERVER] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_API_SERVER]
+        else:
+            os.environ[_API_SERVER] = before
 
 
 def _is_for_workers(place: Any, workers: WorkersConfig) -> bool:

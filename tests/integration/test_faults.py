@@ -156,6 +156,13 @@ def test_a_controller_killed_before_its_workers_are_up(
     assert not empty_places(WorkersConfig(num_cpus=2))
 
 
+def test_this_cluster_is_asked_whatever_the_environment_says(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`local` names none of several clusters of a machine; nor does another cluster's address name this one."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert empty_places(WorkersConfig()) == set()
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+
+
 def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: Any, run_search: Any) -> None:
     slow = {"first_stage": {"step_seconds": 0.5}}
 
