@@ -73,29 +73,23 @@ def best_of_grid(folder: Path) -> dict[int, float]:
     return {seed: min(float(row["val/objective"]) for row in rows if int(row["seed"]) == seed) for seed in seeds}
 
 
-def values(name: str) -> str:
-    """A value of the grid as something to choose from."""
+def arguments(method: str, draw: int, seed: int) -> list[str]:
+    """What a search over the grid's values is run with."""
     settings, _ = load_search(SPACE, [])
-    return f"param_space.{name}={{choice: {settings.param_space[name]['grid']}}}"
+    space = {name: {"choice": values["grid"]} for name, values in settings.param_space.items() if name != "seed"}
+    if method == "PBT":  # a population may not search the seed, not even over one value
+        searched = [f"seed={seed}", f"param_space={json.dumps(space)}"]
+    else:
+        searched = [f"param_space.{name}={json.dumps(values)}" for name, values in space.items()]
+        searched.append(f"param_space.seed={{choice: [{seed}]}}")
+    return [f"name=truth-{method.lower()}", *searched, f"sampling_seed={draw}", *SEARCHES[method]]
 
 
 def replay(method: str, draw: int, best: dict[int, float], grid_steps: int) -> dict[str, Any]:
     """One search over the grid's values: its regret, and which share of the grid's steps it asked for."""
     seed = draw % len(best)
-    summary = json.loads(
-        (
-            search(
-                f"name=truth-{method.lower()}",
-                f"param_space.seed={{choice: [{seed}]}}",
-                values("transition.at_step"),
-                values("second_stage.optimizer.lr"),
-                f"sampling_seed={draw}",
-                *SEARCHES[method],
-                *sys.argv[1:],
-            )
-            / "summary.json"
-        ).read_text()
-    )
+    folder = search(*arguments(method, draw, seed), *sys.argv[1:])
+    summary = json.loads((folder / "summary.json").read_text())
     return {
         "regret": summary["best"]["val/objective"] / best[seed] - 1,
         "share": summary["steps_distinct"] / grid_steps,

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.configfiles import load_recipe, load_search
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.learn.stage import LatentSyncTraining
 
@@ -25,6 +25,19 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def test_it_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     assert import_module(name).__doc__
+
+
+@pytest.mark.parametrize("method", ["ASHA", "Optuna", "PBT"])
+def test_the_grid_s_values_can_be_searched(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(BENCHMARKS.parent)
+    truth = import_module("truth")
+    search, recipe = load_search(truth.SPACE, truth.arguments(method, 3, 1))
+    assert {name: len(values["choice"]) for name, values in search.param_space.items() if name != "seed"} == {
+        "transition.at_step": 5,
+        "second_stage.optimizer.lr": 5,
+    }
+    assert recipe.seed == 1 or search.param_space["seed"] == {"choice": [1]}
 
 
 def test_trials_walk_through_an_engine_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
