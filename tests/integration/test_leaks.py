@@ -36,7 +36,8 @@ def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
         patch.setenv("RAY_TMPDIR", "/tmp")  # the paths of Ray's sockets must be short
         head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        ray.init(address=cluster.address, log_to_driver=False)
+        patch.setenv("RAY_ADDRESS", cluster.address)  # Ray's state API asks the cluster that this names
+        ray.init(log_to_driver=False)
         yield cluster.address, scratch
         ray.shutdown()
         cluster.shutdown()

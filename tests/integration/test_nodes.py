@@ -32,7 +32,8 @@ def two_nodes() -> Iterator[Any]:
         cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0} | dashboard)
         cluster.add_node(**node)
         cluster.add_node(**node)
-        ray.init(address=cluster.address, log_to_driver=False)
+        patch.setenv("RAY_ADDRESS", cluster.address)  # Ray's state API asks the cluster that this names
+        ray.init(log_to_driver=False)
         yield cluster
         ray.shutdown()
         cluster.shutdown()
