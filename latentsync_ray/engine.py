@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, YIELD_SECONDS, Dispatcher, Order
@@ -37,7 +36,7 @@ _QUIET_SECONDS = 5.0
 _NOTE_SECONDS = 5.0
 """How often it is written down what has been spent."""
 _HEAD = "node:__internal_head__"
-"""Resource by which Ray marks its head node."""
+"""Resource that only Ray's head node has, for what has to run there."""
 Fault = Literal["error", "diverged", "storage"]
 MAX_ENGINE_LOSSES = 3
 """So often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
@@ -663,13 +662,8 @@ def start_engine(setup: EngineSetup) -> Any:
     """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts.
 
     It runs on the head node: Ray Train starts its controllers on the engine's node, which must not be one that comes
-    and goes.
+    and goes. A soft affinity for the node does not suffice: under load Ray has placed engines elsewhere.
     """
-    (head,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
+    options = {"name": setup.groups.engine, "num_cpus": 0, "resources": {_HEAD: 0.001}}
     limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
-    options = {
-        "name": setup.groups.engine,
-        "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(head, soft=True),
-    }
     return ray.remote(Engine).options(**options, **limits).remote(setup)

@@ -39,11 +39,11 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def node_of_the_worker() -> str:
+def node_of_the(class_name: str) -> str:
     from ray.util.state import list_actors
 
-    (worker,) = [actor for actor in list_actors() if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
-    return str(worker.node_id)
+    (found,) = [actor for actor in list_actors() if actor.class_name == class_name and actor.state == "ALIVE"]
+    return str(found.node_id)
 
 
 @pytest.mark.timeout(600)
@@ -65,6 +65,8 @@ def test_a_group_that_spans_nodes_gets_what_one_worker_gets(
 
 @pytest.mark.timeout(600)
 def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any, tmp_path: Path) -> None:
+    import ray
+
     settings = {
         "stage": {"first_stage": {"step_seconds": 1}},
         "overrides": {"transition": {"at_step": 40, "min_step": 40, "max_step": 40}},
@@ -80,9 +82,11 @@ def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any,
     while not any(storage.glob("segments/*/executions/*.json")) and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(10)  # steps that are not to be trained again
+    (head,) = (node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    assert node_of_the("Engine") == head  # which is never taken away
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
     drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", two_nodes.address]
-    subprocess.run([*drain, "--node-id", node_of_the_worker(), *reason, "60"], check=True)
+    subprocess.run([*drain, "--node-id", node_of_the("RayTrainWorker"), *reason, "60"], check=True)
     told = time.time()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
