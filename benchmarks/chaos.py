@@ -40,8 +40,6 @@ TITLES = {
     "trial": ("ray::Trial", "ray::_Inner"),
 }
 KINDS = (*TITLES, "driver", "raylet")
-DOOMED_SECONDS = 2.0
-"""So long a group may go on after its controller has been killed, and begin another segment."""
 NODE = {"num_cpus": 2, "memory": 8 * 2**30, "object_store_memory": 100 * 2**20}
 
 
@@ -232,7 +230,9 @@ def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
     for key, times in disturbed.executions().items():
         finished = disturbed.finished.get(key, float("inf"))
         again += [key for begun in times[1:] if begun > finished]
-        in_vain += [key] if begun_in_vain(times, [kill.time for kill in disturbed.kills]) else []
+        in_vain += [
+            key for one, two in pairwise(times) if not any(one <= k.time <= two + 0.01 for k in disturbed.kills)
+        ]
     return {
         "the trials are the same": "" if disturbed.trials == clean.trials else "they differ",
         "nothing is lost": _keys(set(theirs) - set(ours)),
@@ -242,18 +242,6 @@ def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
         "nothing is trained again without a kill": _keys(in_vain),
         "nothing is trained again that was finished": _keys(again),
     }
-
-
-def begun_in_vain(times: list[float], kills: list[float]) -> int:
-    """How often a segment was begun again without a kill; each kill accounts for one time."""
-    unused, num_in_vain = sorted(kills), 0
-    for one, two in pairwise(times):
-        hit = next((kill for kill in unused if one - DOOMED_SECONDS <= kill <= two + 0.01), None)
-        if hit is None:
-            num_in_vain += 1
-        else:
-            unused.remove(hit)
-    return num_in_vain
 
 
 def state_is_whole(storage: Path, key: str, record: dict[str, Any]) -> bool:

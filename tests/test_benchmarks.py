@@ -40,16 +40,6 @@ def test_the_grid_s_values_can_be_searched(method: str, monkeypatch: pytest.Monk
     assert recipe.seed == 1 or search.param_space["seed"] == {"choice": [1]}
 
 
-def test_a_kill_accounts_for_one_more_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    in_vain = import_module("chaos").begun_in_vain
-    assert in_vain([10.0], []) == 0
-    assert in_vain([10.0, 20.0], [15.0]) == 0
-    assert in_vain([10.0, 20.0], [9.0]) == 0  # the group that began it was lost already
-    assert in_vain([10.0, 20.0], [5.0, 25.0]) == 1
-    assert in_vain([10.0, 11.0, 12.0], [10.5]) == 1
-
-
 def test_trials_walk_through_an_engine_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     scale = import_module("scale")

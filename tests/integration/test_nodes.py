@@ -81,7 +81,7 @@ def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any,
     end = time.monotonic() + 240
     while not any(storage.glob("segments/*/executions/*.json")) and time.monotonic() < end:
         time.sleep(0.2)
-    time.sleep(10)  # steps that are not to be trained again
+    time.sleep(20)  # steps that are not to be trained again
     (head,) = (node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
     assert node_of_the("Engine") == head  # which is never taken away
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds"]
@@ -96,7 +96,7 @@ def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any,
     assert any("a node is taken away" in notice for notice in outcome.summary["notices"])
     (partial,) = storage.glob("segments/*/partial.json")
     num_kept, key = len(json.loads(partial.read_text())["steps"]), partial.parent.name
-    assert 1 <= num_kept < 40
+    assert 5 <= num_kept < 40
     print(f"{num_kept} of 40 steps were kept {partial.stat().st_mtime - told:.1f} s after the notice")
     trained_again = outcome.records[key]["timings"]["train_seconds"]
     assert trained_again < 40 - num_kept + 5
