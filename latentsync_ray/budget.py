@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from latentsync_ray.config import UserError
 from latentsync_ray.search_config import BudgetConfig
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import SPENT_FILE, DamagedEntryError, Store
 
-SPENT_FILE = "spent.json"
-"""In the search's folder; the engine writes it."""
 _GIGABYTE = 1e9
 
 

@@ -159,7 +159,7 @@ class Dispatcher:
         passed.update(self._release(trial))
         self._move(trial, segment.key)
         self.thinking.setdefault(segment.key, set()).add(trial)
-        return sorted(key for key in passed if self._unneeded(key))
+        return sorted(key for key in passed if self.unneeded(key))
 
     def tell_ahead(self, trial: str) -> list[str]:
         """Keys of the finished segments that come next, as far as only one way has been taken from where a trial is.
@@ -182,7 +182,7 @@ class Dispatcher:
         if before is None:
             return []
         self._leave_standing(before)
-        return [before] if self._unneeded(before) else []
+        return [before] if self.unneeded(before) else []
 
     def leave(self, trial: str, last: str | None = None) -> list[str]:
         """A trial has ended; what only it waits for and nobody has begun is dropped.
@@ -196,7 +196,7 @@ class Dispatcher:
         """
         ahead = self._release(trial)
         unneeded = self.give(self.done[last], trial) if last in ahead else []
-        unneeded += [key for key in ahead if self._unneeded(key) and key not in unneeded]
+        unneeded += [key for key in ahead if self.unneeded(key) and key not in unneeded]
         self._settle(trial)
         for key in self._waits.pop(trial, ()):
             order = self.orders[key]
@@ -270,6 +270,14 @@ class Dispatcher:
         order = self.withdraw(group.order)
         group.held, group.order, group.free_since = order.segment.key, None, now
         self.add_done(order.segment, state_kept=True)
+        return order
+
+    def relieve(self, name: str) -> Order:
+        """What the group was to train has been finished by another search, which `add_done` has told."""
+        group = self.groups[name]
+        assert group.order is not None
+        order = self.withdraw(group.order)
+        group.order = group.held = None
         return order
 
     def fail(self, name: str, error: str, lost: bool = False) -> Order | None:
@@ -389,6 +397,12 @@ class Dispatcher:
         needed = {*self._num_standing, *self._followers}
         return sorted(k for k in self.kept - needed if k in self.done and self.done[k].stage == FIRST_STAGE)
 
+    def unneeded(self, key: str) -> bool:
+        """Whether a state is there that no trial needs and from which none can branch."""
+        return (
+            key in self.done and self._droppable(key) and not self._num_standing[key] and key not in self._followers
+        )
+
     def dropped(self, keys: Iterable[str], drop: Callable[[str], None]) -> None:
         """Forgets the states of these keys and has them deleted."""
         for key in keys:
@@ -475,8 +489,3 @@ class Dispatcher:
         segment = self.done[key]
         may_branch = segment.stage == FIRST_STAGE and segment.end_step >= self.keep_first_stage_from
         return key in self.kept and not may_branch
-
-    def _unneeded(self, key: str) -> bool:
-        return (
-            key in self.done and self._droppable(key) and not self._num_standing[key] and key not in self._followers
-        )

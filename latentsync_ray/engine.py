@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import ray
 
-from latentsync_ray.budget import SPENT_FILE, Spent, exceeded, read_spent
+from latentsync_ray.budget import Spent, exceeded, read_spent
 from latentsync_ray.dispatch import LINGER_SECONDS, YIELD_SECONDS, Dispatcher, Order
 from latentsync_ray.groups import NoDashboardError, empty_places, remove_places, run_group
 from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
-from latentsync_ray.store import DamagedEntryError, StorageError, Store
+from latentsync_ray.store import SPENT_FILE, DamagedEntryError, StorageError, Store
+from latentsync_ray.store.upkeep import others_running
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,11 @@ class Engine:
         self._started_at = self._answered_at = self._noted_at = time.monotonic()
         self._spent_before = Spent()
         self._stored_bytes = 0 if setup.budget.storage_gb is None else self._store.state_bytes()
+        self._in_flight: set[asyncio.Future[Any]] = set()
+        """What runs in the background; asyncio itself forgets a task that nobody refers to."""
+        self._to_drop: set[str] = set()
+        self._others_run = False
+        """Whether other searches run in this store, which may need any state in it."""
         self._num_losses = 0
         self._used_up: str | None = None
         self._released = False
@@ -153,6 +159,8 @@ class Engine:
             if self._num_losses > MAX_ENGINE_LOSSES:
                 lost = f"the engine was lost {self._num_losses} times in a row"
                 self._broken = f"{lost}; its log in Ray's folder may say why"
+            await self._note_spent()
+            await self._look_for_others()
             self._serving.set()
             await self._asked.wait()  # what is stored but needed by nobody is known from what is asked for
             while not self._closed:
@@ -362,16 +370,34 @@ class Engine:
         if lost_parent is None:
             self._failed(run, error)
         else:
-            self._notice(f"{error}; it will be trained again")
-            self._records[lost_parent]["state"]["status"] = "dropped"
-            given_up = self._dispatcher.state_lost(group, lost_parent, error)
-            if given_up is not None:
-                self._give_up(given_up)
-            self._next(run)
+            if not await self._finished_elsewhere(run, run.order):
+                self._notice(f"{error}; it will be trained again")
+                self._records[lost_parent]["state"]["status"] = "dropped"
+                given_up = self._dispatcher.state_lost(group, lost_parent, error)
+                if given_up is not None:
+                    self._give_up(given_up)
+                self._next(run)
             await self._order_again()
         if self._broken is not None:
             self._give_up_waiting(self._broken)
         await self._poke()
+
+    async def _finished_elsewhere(self, run: _Run, order: Order) -> bool:
+        """Whether an order whose parent's state is gone need not be trained: another search, or rank, was faster.
+
+        A search drops a state when its trials have passed it, so the segment that follows may be there by now.
+        """
+        key = order.segment.key
+        known = key in self._records
+        record = await self._record(key)
+        if order.group != run.name or self._dispatcher.orders.get(key) is not order:
+            return True  # it has ended meanwhile
+        if record is None or (known and record["state"]["status"] == "dropped"):
+            return False
+        self._dispatcher.relieve(run.name)
+        self._next(run)
+        self._answer(key, record)
+        return True
 
     async def _order_again(self) -> None:
         """Orders what trials wait for once more, with the ancestors that have to be trained again for it."""
@@ -448,6 +474,9 @@ class Engine:
             while run.name in self._runs:
                 await run.changed.wait()
         await self._note_spent()
+        await self._look_for_others()
+        self._drop_unneeded()
+        await asyncio.gather(*self._in_flight, return_exceptions=True)  # failures are reported as ever
 
     # Inside
 
@@ -484,6 +513,7 @@ class Engine:
             if idle and (self._used_up or now - run.last_busy > patience):
                 self._retire(run)
         await self._keep_budget()
+        self._drop_unneeded()
         await self._keep_places()
 
     async def _keep_places(self) -> None:
@@ -504,8 +534,9 @@ class Engine:
         """Notes what has been spent, and lets nothing new begin once a budget is used up."""
         if time.monotonic() - self._noted_at > _NOTE_SECONDS:
             await self._note_spent()
+            await self._look_for_others()
         used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
-        if used_up and used_up.startswith("budget.storage_gb"):
+        if used_up and used_up.startswith("budget.storage_gb") and not self._others_run:
             dropping: list[str] = []
             self._dispatcher.dropped(
                 self._dispatcher.spare_states(self._actors, self._setup.num_trials), dropping.append
@@ -548,8 +579,13 @@ class Engine:
         try:
             await asyncio.to_thread(self._store.write_json, f"{self._folder}/{name}", values)
         except StorageError as error:
-            if str(error) not in self._notices:
-                self._notice(str(error))
+            self._notice_once(str(error))
+
+    async def _look_for_others(self) -> None:
+        try:
+            self._others_run = bool(await asyncio.to_thread(others_running, self._store, self._folder))
+        except StorageError as error:
+            self._notice_once(str(error))
 
     def _seconds_held(self) -> float:
         """Seconds of worker processes, those that run now included."""
@@ -638,6 +674,15 @@ class Engine:
             answer.set_result(outcome)
 
     def _forget(self, unneeded: list[str]) -> None:
+        self._to_drop.update(unneeded)
+        self._drop_unneeded()
+
+    def _drop_unneeded(self) -> None:
+        """Drops what trials have passed, once no other search may need it."""
+        if self._others_run or not self._to_drop:
+            return
+        unneeded = [key for key in sorted(self._to_drop) if self._dispatcher.unneeded(key)]
+        self._to_drop.clear()
         self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
 
     async def _drop(self, key: str) -> None:
@@ -647,11 +692,17 @@ class Engine:
 
     def _in_background(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
         task.add_done_callback(self._report_failure)
 
     def _report_failure(self, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._notice(f"engine: {task.exception()}")
+
+    def _notice_once(self, line: str) -> None:
+        if line not in self._notices:
+            self._notice(line)
 
     def _notice(self, line: str) -> None:
         logger.warning(line)

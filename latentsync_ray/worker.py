@@ -43,6 +43,8 @@ def train_loop(config: dict[str, Any]) -> None:
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
         outcome = None
+        if rank == 0:  # a group whose controller was killed is about to end: here it raises, and begins nothing more
+            ray.train.get_all_reported_checkpoints()
         try:
             outcome = worker.execute(order)
         except _PreemptedError:

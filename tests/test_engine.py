@@ -114,6 +114,71 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
     asyncio.run(search())
 
 
+def publish(store: Store, *segments: Segment) -> None:
+    for segment in segments:
+        record = {"segment": segment.to_dict(), "metrics": {"val/recon": float(segment.end_step)}}
+        store.publish(segment.key, record, {"model.weight": torch.zeros(1)})
+
+
+def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_path: Path) -> None:
+    """It has dropped the state that an order starts from, having trained what was ordered."""
+    parent = Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)
+    child = Segment(parent.key, "second_stage", {"num_workers": 1}, 4, 0, 8)
+    store = Store(str(tmp_path))
+    publish(store, parent)
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        engine._runs["g"] = _Run("g", 1)
+        engine._dispatcher.add_group("g", 1)
+        await engine.run("t0", "process", "root", parent.to_dict())
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        await settle()
+        await engine.join("g")
+        order = await engine.next_order("g", 0)
+        assert order is not None and order["segment"] == child.to_dict()
+        publish(store, child)
+        store.drop_state(parent.key)
+        await engine.failed("g", 0, "it is gone", "error", False, parent.key)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert answer["metrics"] == {"val/recon": 8.0}
+        assert not engine._dispatcher.orders
+        assert (await engine.status())["notices"] == []
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Path) -> None:
+    first = Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)
+    second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 0, 8)
+    third = Segment(second.key, "second_stage", {"num_workers": 1}, 8, 0, 12)
+    store = Store(str(tmp_path))
+    publish(store, first, second, third)
+    store.write_json("searches/other/spent.json", {"worker_seconds": 1.0, "wall_seconds": 1.0})
+
+    def kept() -> set[str]:
+        return {key for key in store.keys() if (store.read_record(key) or {})["state"]["status"] == "kept"}  # noqa: SIM118
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        for segment in (first, second):
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine._keep_house()
+        await settle()
+        assert kept() == {first.key, second.key, third.key}
+        await engine.hold("t1", first.key)  # meanwhile it is needed again
+        await engine.run("t0", "process", "root", third.to_dict())
+        (tmp_path / "searches/other/spent.json").unlink()
+        await engine.stop()
+        await serving
+        assert kept() == {first.key, third.key}
+
+    asyncio.run(search())
+
+
 def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
     class WithoutStarts(Engine):
         def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment
 from latentsync_ray.store import Store
 from latentsync_ray.store.__main__ import main
-from latentsync_ray.store.upkeep import damages, needed_states, unneeded_states, whole_records
+from latentsync_ray.store.upkeep import damages, needed_states, others_running, unneeded_states, whole_records
 from latentsync_ray.triallog import TrialLog, write_trials
 
 ROOT = "0" * 64
@@ -197,3 +198,17 @@ def test_a_place_without_segments_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be the storage of a search, holds no segments"):
         main([str(tmp_path / "nowhere"), "verify"])
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_search_runs_until_it_ends_or_falls_silent(store: Store, keys: Keys) -> None:
+    spent = {"worker_seconds": 1.0, "wall_seconds": 1.0}
+    for name in ("one", "running", "begun", "killed", "own"):
+        store.write_json(f"searches/{name}/spent.json", spent)
+    for name in ("running", "killed", "own"):
+        write_trials(store, f"searches/{name}", {}, None, 0)
+    file = Path(store.root) / "searches/killed/spent.json"
+    long_ago = file.stat().st_mtime - 61
+    os.utime(file, (long_ago, long_ago))
+    # "one" has ended, "two" never notes anything, "begun" has not come to say that it runs.
+    assert others_running(store, "searches/own") == ["begun", "running"]
+    assert others_running(store, "searches/running") == ["begun", "own"]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 TRIALS_FILE = "trials.json"
 """In a search's folder: what became of its trials."""
+SPENT_FILE = "spent.json"
+"""In a search's folder: what it has used; written anew every few seconds while it runs."""
 _FORMAT = 1
 _LEAST_LENGTH = 1000
 """Of a JSON file: Arrow does not retry to read from S3 what is shorter than the text of the server's error."""
@@ -238,6 +240,18 @@ class Store:
         """Size of all stored states together; what else is stored is small."""
         files = self.files("segments")
         return sum(size for name, size in files.items() if name.endswith("/state.safetensors"))
+
+    def modified(self, names: list[str]) -> dict[str, float]:
+        """When files below the store's root were written, those that are there; in seconds on the storage's clock.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        try:
+            infos = self._filesystem.get_file_info([f"{self.root}/{name}" for name in names])
+        except OSError as error:
+            raise StorageError.at(self.root, error, "read") from None
+        return {name: info.mtime.timestamp() for name, info in zip(names, infos, strict=True) if info.is_file}
 
     def read_bytes(self, name: str) -> bytes | None:
         """A whole file below the store's root, or None if there is none.

@@ -4,7 +4,9 @@ A state is needed if a search in the store refers to it: as the last of one of i
 from which a trial may branch (at `transition.min_step` or after). So deleting a search's folder lets go of its
 states. What a search that has not ended refers to is not known: as long as there is one, running or interrupted,
 every state is needed. A search says that it has begun before it looks for its first segment, and says what it refers
-to when it ends (`trials.json`). Records are kept for ever; a dropped state that is asked for again is trained again.
+to when it ends (`trials.json`). A search that runs drops by itself what its trials have passed, but nothing while
+another one runs in the store, whose trials may be there. Records are kept for ever; a dropped state that is asked for
+again is trained again.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from typing import Any
 
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE
-from latentsync_ray.store import TRIALS_FILE, DamagedEntryError, Store
+from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
 
 STATE_FILE = "state.safetensors"
+_SILENT_SECONDS = 60.0
+"""A search of which so long nothing was heard was killed; it notes every few seconds what it has spent."""
 
 
 def whole_records(store: Store) -> dict[str, dict[str, Any]]:
@@ -118,6 +122,32 @@ def needed_states(store: Store, keep_best: bool) -> set[str]:
                 kept = branches + results[-1:]
             needed |= {result["key"] for result in kept}
     return needed
+
+
+def others_running(store: Store, own: str) -> list[str]:
+    """Names of the other searches in the store that run now.
+
+    Args:
+        store: With the searches.
+        own: Folder below the store's root of the search that asks, which has just noted what it has spent.
+
+    Raises:
+        StorageError: The place is gone.
+    """
+    folders = [f"searches/{name}" for name in store.list_folders("searches")]
+    heard = store.modified([f"{folder}/{SPENT_FILE}" for folder in folders])
+    now = heard.get(f"{own}/{SPENT_FILE}", 0.0)
+    running = []
+    for folder in folders:
+        if folder == own or heard.get(f"{folder}/{SPENT_FILE}", 0) < now - _SILENT_SECONDS:
+            continue
+        try:
+            values = store.read_json(f"{folder}/{TRIALS_FILE}")
+        except DamagedEntryError:
+            values = None
+        if values is None or not values["trials"]:
+            running.append(folder.removeprefix("searches/"))
+    return running
 
 
 def unneeded_states(records: dict[str, dict[str, Any]], needed: set[str]) -> list[str]:

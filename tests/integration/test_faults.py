@@ -18,8 +18,12 @@ import psutil
 import pytest
 from helpers import Outcome, ray_processes, results_folder, when, write_search
 
-from latentsync_ray.groups import empty_places
+from latentsync_ray.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.groups import empty_places, remove_what_is_left, run_group
+from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.segment import Segment
+from latentsync_ray.store import Store
 from latentsync_ray.trial import Trial
 
 pytestmark = pytest.mark.slow
@@ -135,6 +139,33 @@ def test_a_killed_controller(
     print_retry(outcome, killed_at[0])
     assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
     assert outcome.results == undisturbed
+
+
+class KillsTheController:
+    """An engine with one order, which ends the group's controller before it hands it out."""
+
+    def join(self, group: str) -> tuple[WorkerSetup, int]:
+        return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
+
+    def next_order(self, group: str, number: int) -> dict[str, Any]:
+        raylet = psutil.Process().parent()
+        assert raylet is not None
+        (controller,) = (p for p in raylet.children() if " ".join(p.cmdline()).startswith("ray::TrainController"))
+        controller.kill()
+        segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
+        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
+
+
+def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    engine = ray.remote(KillsTheController).options(name="kills", num_cpus=0).remote()
+    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    error = run_group("group-1", 1, setup)
+    ray.kill(engine)
+    remove_what_is_left(WorkersConfig())
+    assert error is not None and error.startswith("ActorDiedError")
+    assert Store(str(tmp_path)).executions() == []
 
 
 def test_a_controller_killed_before_its_workers_are_up(
