@@ -31,7 +31,7 @@ NUM_SEEDS = 20
 SEARCHES = {
     # One that promotes: the first to come to a rung pass it for want of others in ASHA that only stops.
     "ASHA": [
-        "num_samples=22",
+        "num_samples=20",
         "trial_scheduler={name: asha, promote: true, time_attr: second_stage_step, grace_period: 10,"
         " reduction_factor: 4}",
     ],
