@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,26 @@ def test_a_place_that_cannot_be_written_any_more_is_said_in_one_line(tmp_path: P
     for write in (lambda: store.write_json("x.json", {}), lambda: store.publish("a" * 64, {}, {"w": torch.zeros(1)})):
         with pytest.raises(StorageError, match=r"^storage .*: cannot be written \(.+\); make room or mend it"):
             write()
+
+
+def test_a_folder_that_cannot_be_listed_is_said_in_one_line(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "segments").write_text("a file")
+    for listing in (store.files, store.list_files, store.list_folders):
+        with pytest.raises(StorageError, match=r"segments: cannot be read .*run the same command again"):
+            listing("segments")
+
+
+def test_when_files_were_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for name in ("first", "second"):
+        store.write_json(f"searches/{name}", {})
+    (tmp_path / "searches" / "folder").mkdir()
+    os.utime(tmp_path / "searches" / "first", (1000.5, 1000.5))
+    names = [f"searches/{name}" for name in ("first", "second", "folder", "none")]
+    found = store.modified(names)
+    assert list(found) == names[:2]
+    assert found["searches/first"] == 1000.5 and abs(found["searches/second"] - time.time()) < 60
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -231,9 +231,12 @@ class Store:
         return sorted(name.split("/")[1] for name in self.files("segments") if name.endswith("/record.json"))
 
     def files(self, folder: str) -> dict[str, int]:
-        """Bytes of all files in a folder below the store's root, however deep, by their names from the root."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=True)
-        infos = self._filesystem.get_file_info(selector)
+        """Bytes of all files in a folder below the store's root, however deep, by their names from the root.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        infos = self._list(folder, recursive=True)
         return {folder + info.path.partition(f"{self.root}/{folder}")[2]: info.size for info in infos if info.is_file}
 
     def state_bytes(self) -> int:
@@ -317,15 +320,28 @@ class Store:
         self.write_bytes(name, f"{text:>{_LEAST_LENGTH}}\n".encode())
 
     def list_files(self, folder: str) -> list[str]:
-        """Names of the files directly in a folder below the store's root, sorted."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file)
+        """Names of the files directly in a folder below the store's root, sorted.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        return sorted(info.base_name for info in self._list(folder) if info.is_file)
 
     def list_folders(self, folder: str) -> list[str]:
-        """Names of the folders directly in a folder below the store's root, sorted."""
-        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        infos = self._filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)
+        """Names of the folders directly in a folder below the store's root, sorted.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        return sorted(info.base_name for info in self._list(folder) if info.type == pyarrow.fs.FileType.Directory)
+
+    def _list(self, folder: str, recursive: bool = False) -> list[Any]:
+        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=recursive)
+        try:
+            infos: list[Any] = self._filesystem.get_file_info(selector)
+        except OSError as error:
+            raise StorageError.at(f"{self.root}/{folder}", error, "read") from None
+        return infos
 
     def remove(self, name: str) -> None:
         """Deletes a file below the store's root, if it is there."""
