@@ -103,7 +103,7 @@ class InProcess:
         self._hand_out()
 
     def _give(self, segment: Segment, trial: str) -> None:
-        self.dispatcher.dropped(self.dispatcher.give(segment, trial), lambda key: None)
+        self.dispatcher.dropped(self.dispatcher.give(segment, trial))
         self.num_given += 1
         self._hand_out()
 

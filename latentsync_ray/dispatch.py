@@ -7,7 +7,7 @@ one segment looks at all trials, orders or ancestors, so that a search may have 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from latentsync_ray.ready import ReadyQueue
@@ -272,13 +272,13 @@ class Dispatcher:
         self.add_done(order.segment, state_kept=True)
         return order
 
-    def relieve(self, name: str) -> Order:
-        """What the group was to train has been finished by another search, which `add_done` has told."""
+    def relieve(self, name: str, parent: str) -> None:
+        """The parent's state is gone, but another search has finished the group's order, as `add_done` has told."""
+        self._set_kept(parent, False)
         group = self.groups[name]
         assert group.order is not None
-        order = self.withdraw(group.order)
+        self.withdraw(group.order)
         group.order = group.held = None
-        return order
 
     def fail(self, name: str, error: str, lost: bool = False) -> Order | None:
         """The group could not train its order; the order goes back into the queue, or is given up.
@@ -403,11 +403,10 @@ class Dispatcher:
             key in self.done and self._droppable(key) and not self._num_standing[key] and key not in self._followers
         )
 
-    def dropped(self, keys: Iterable[str], drop: Callable[[str], None]) -> None:
-        """Forgets the states of these keys and has them deleted."""
+    def dropped(self, keys: Iterable[str]) -> None:
+        """The states of these keys are about to be deleted, or are gone."""
         for key in keys:
             self._set_kept(key, False)
-            drop(key)
 
     # What follows from what has changed
 

@@ -23,7 +23,7 @@ from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerOrder, Worke
 from latentsync_ray.search_config import BudgetConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import SPENT_FILE, DamagedEntryError, StorageError, Store
-from latentsync_ray.store.upkeep import others_running
+from latentsync_ray.store.upkeep import others_running, states_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -126,15 +126,20 @@ class Engine:
         self._in_flight: set[asyncio.Future[Any]] = set()
         """What runs in the background; asyncio itself forgets a task that nobody refers to."""
         self._to_drop: set[str] = set()
-        self._others_run = False
-        """Whether other searches run in this store, which may need any state in it."""
+        """Keys whose states the trials of this search have passed."""
+        self._dropping: asyncio.Future[Any] | None = None
+        self._may_drop = False
+        """Whether no other search runs in this store, which may need any state in it."""
+        self._of_others: set[str] = set()
+        """Keys of states that other searches refer to, which have ended."""
         self._num_losses = 0
         self._used_up: str | None = None
         self._released = False
         self._closed = False
         self._folder = ""
         self._inputs: WorkerSetup | None = None
-        self._serving, self._asked = asyncio.Event(), asyncio.Event()
+        self._serving = asyncio.Event()
+        self._asked = False
 
     # For the driver, at the start
 
@@ -162,10 +167,13 @@ class Engine:
             await self._note_spent()
             await self._look_for_others()
             self._serving.set()
-            await self._asked.wait()  # what is stored but needed by nobody is known from what is asked for
             while not self._closed:
                 await asyncio.sleep(1)
-                await self._keep_house()
+                if time.monotonic() - self._noted_at > _NOTE_SECONDS:
+                    await self._note_spent()
+                    await self._look_for_others()
+                if self._asked:  # what is stored but needed by nobody is known from what is asked for
+                    await self._keep_house()
         except Exception as error:  # whatever it is, those who wait are told
             self._broken = str(error)
             self._serving.set()
@@ -189,7 +197,7 @@ class Engine:
             line, if a budget is used up.
         """
         await self._serving.wait()
-        self._asked.set()
+        self._asked = True
         self._actors[trial] = actor
         self._dispatcher.add_root(root)
         segment = self._segment(values)
@@ -370,34 +378,32 @@ class Engine:
         if lost_parent is None:
             self._failed(run, error)
         else:
-            if not await self._finished_elsewhere(run, run.order):
-                self._notice(f"{error}; it will be trained again")
-                self._records[lost_parent]["state"]["status"] = "dropped"
-                given_up = self._dispatcher.state_lost(group, lost_parent, error)
-                if given_up is not None:
-                    self._give_up(given_up)
-                self._next(run)
-            await self._order_again()
+            await self._without_parent(run, run.order, lost_parent, error)
         if self._broken is not None:
             self._give_up_waiting(self._broken)
         await self._poke()
 
-    async def _finished_elsewhere(self, run: _Run, order: Order) -> bool:
-        """Whether an order whose parent's state is gone need not be trained: another search, or rank, was faster.
+    async def _without_parent(self, run: _Run, order: Order, parent: str, error: str) -> None:
+        """Has a lost state trained again, unless what was to follow from it is there by now.
 
-        A search drops a state when its trials have passed it, so the segment that follows may be there by now.
+        Another search drops a state when its trials have passed it, so it has the segment that follows.
         """
         key = order.segment.key
         known = key in self._records
         record = await self._record(key)
         if order.group != run.name or self._dispatcher.orders.get(key) is not order:
-            return True  # it has ended meanwhile
-        if record is None or (known and record["state"]["status"] == "dropped"):
-            return False
-        self._dispatcher.relieve(run.name)
+            return  # it has ended meanwhile
+        self._records[parent]["state"]["status"] = "dropped"
+        if record is not None and not (known and record["state"]["status"] == "dropped"):
+            self._dispatcher.relieve(run.name, parent)
+            self._answer(key, record)
+        else:
+            self._notice(f"{error}; it will be trained again")
+            given_up = self._dispatcher.state_lost(run.name, parent, error)
+            if given_up is not None:
+                self._give_up(given_up)
         self._next(run)
-        self._answer(key, record)
-        return True
+        await self._order_again()
 
     async def _order_again(self) -> None:
         """Orders what trials wait for once more, with the ancestors that have to be trained again for it."""
@@ -457,6 +463,7 @@ class Engine:
             self._dispatcher.leave(trial)
         self._actors.clear()
         self._dispatcher.forget_all()
+        self._to_drop.clear()
 
     async def release(self) -> None:
         """At a budget: nobody gets what is not trained yet, so those who wait for it need not."""
@@ -467,7 +474,6 @@ class Engine:
     async def stop(self) -> None:
         """Gives all groups back and waits for their ends; those that only start end with this actor."""
         self._closed = True
-        self._asked.set()
         for run in self._runs.values():
             self._retire(run)
         for run in self._joined():
@@ -475,8 +481,8 @@ class Engine:
                 await run.changed.wait()
         await self._note_spent()
         await self._look_for_others()
-        self._drop_unneeded()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)  # failures are reported as ever
+        self._forget([])
+        await asyncio.gather(*self._in_flight, return_exceptions=True)  # `_report_failure` logs what fails
 
     # Inside
 
@@ -513,7 +519,7 @@ class Engine:
             if idle and (self._used_up or now - run.last_busy > patience):
                 self._retire(run)
         await self._keep_budget()
-        self._drop_unneeded()
+        self._forget([])
         await self._keep_places()
 
     async def _keep_places(self) -> None:
@@ -531,17 +537,11 @@ class Engine:
         self._may_be_empty = empty
 
     async def _keep_budget(self) -> None:
-        """Notes what has been spent, and lets nothing new begin once a budget is used up."""
-        if time.monotonic() - self._noted_at > _NOTE_SECONDS:
-            await self._note_spent()
-            await self._look_for_others()
+        """Lets nothing new begin once a budget is used up."""
         used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
-        if used_up and used_up.startswith("budget.storage_gb") and not self._others_run:
-            dropping: list[str] = []
-            self._dispatcher.dropped(
-                self._dispatcher.spare_states(self._actors, self._setup.num_trials), dropping.append
-            )
-            for key in dropping:
+        if used_up and used_up.startswith("budget.storage_gb") and self._may_drop:
+            spare = self._dispatcher.spare_states(self._actors, self._setup.num_trials)
+            for key in [key for key in spare if key not in self._of_others]:
                 await self._drop(key)
             used_up = exceeded(self._setup.budget, self._spent(), self._stored_bytes)
         if used_up and not self._used_up:
@@ -582,10 +582,19 @@ class Engine:
             self._notice_once(str(error))
 
     async def _look_for_others(self) -> None:
+        """Learns what is not to be dropped: all while another search runs in the store, then what it refers to."""
+        may_drop = False
         try:
-            self._others_run = bool(await asyncio.to_thread(others_running, self._store, self._folder))
+            if not await asyncio.to_thread(others_running, self._store, self._folder):
+                if not self._may_drop:  # some have ended, or nothing is known yet
+                    self._of_others = await asyncio.to_thread(states_of_others, self._store, self._folder)
+                may_drop = True
         except StorageError as error:
             self._notice_once(str(error))
+        except DamagedEntryError as error:
+            remedy = "run the command of that search again, or delete its folder"
+            self._notice_once(f"{error}, so any state may be needed and none is dropped; {remedy}")
+        self._may_drop = may_drop
 
     def _seconds_held(self) -> float:
         """Seconds of worker processes, those that run now included."""
@@ -675,26 +684,29 @@ class Engine:
 
     def _forget(self, unneeded: list[str]) -> None:
         self._to_drop.update(unneeded)
-        self._drop_unneeded()
+        idle = self._dropping is None or self._dropping.done()
+        if idle and self._to_drop and self._may_drop:
+            self._dropping = self._in_background(self._drop_unneeded())
 
-    def _drop_unneeded(self) -> None:
-        """Drops what trials have passed, once no other search may need it."""
-        if self._others_run or not self._to_drop:
-            return
-        unneeded = [key for key in sorted(self._to_drop) if self._dispatcher.unneeded(key)]
-        self._to_drop.clear()
-        self._dispatcher.dropped(unneeded, lambda key: self._in_background(self._drop(key)))
+    async def _drop_unneeded(self) -> None:
+        """Drops what trials have passed, one after another, as long as no other search may need it."""
+        while self._to_drop and self._may_drop:
+            key = self._to_drop.pop()
+            if self._dispatcher.unneeded(key) and key not in self._of_others:
+                await self._drop(key)
 
     async def _drop(self, key: str) -> None:
+        self._dispatcher.dropped([key])
         self._records[key]["state"]["status"] = "dropped"
         self._stored_bytes -= self._records[key]["state"]["bytes"]
         await asyncio.to_thread(self._store.drop_state, key)
 
-    def _in_background(self, coroutine: Any) -> None:
-        task = asyncio.ensure_future(coroutine)
+    def _in_background(self, coroutine: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
         task.add_done_callback(self._report_failure)
+        return task
 
     def _report_failure(self, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:

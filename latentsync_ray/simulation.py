@@ -163,7 +163,7 @@ class Simulation:
 
     def _answer(self, trial: int, segment: Segment) -> None:
         unneeded = self._dispatcher.give(segment, str(trial))
-        self._dispatcher.dropped(unneeded, lambda key: None)
+        self._dispatcher.dropped(unneeded)
         self._outcome.walked[trial].append(segment)
         self._poke()
         self._after(THINK_SECONDS, self._decide, trial, segment)

@@ -353,7 +353,8 @@ def test_a_state_is_dropped_once_every_trial_has_passed_it_unless_a_branch_may_s
         passed_for_good = segment.parent in (segments[0].key, segments[3].key)
         assert unneeded["t1"] == ([segment.parent] if passed_for_good else [])
         dropped: list[str] = []
-        made.dropped(unneeded["t1"], dropped.append)
+        made.dropped(unneeded["t1"])
+        dropped += unneeded["t1"]
         assert dropped == unneeded["t1"]
     assert made.kept == {"root", segments[1].key, segments[2].key, segments[4].key}
 
@@ -365,9 +366,9 @@ def test_a_trial_that_begins_anew_finds_the_state_where_it_was() -> None:
     for segment in segments[:3]:
         made.ask(segment, "t0")
         train(made, segment)
-        made.dropped(made.give(segment, "t0"), lambda key: None)
+        made.dropped(made.give(segment, "t0"))
     for segment in segments[:3]:
-        made.dropped(made.give(segment, "t0"), lambda key: None)
+        made.dropped(made.give(segment, "t0"))
         assert segments[2].key in made.kept
     assert not made.destinations
     made.ask(segments[3], "t0")
@@ -382,7 +383,7 @@ def test_a_trial_that_turns_off_on_its_way_back_needs_the_state_no_more() -> Non
     for segment in lineage(1, "bb"):
         made.ask(segment, "t0")
         train(made, segment)
-        made.dropped(made.give(segment, "t0"), lambda key: None)
+        made.dropped(made.give(segment, "t0"))
     made.ask(other, "t1")
     train(made, other)
     assert made.give(first, "t0") == []
@@ -571,7 +572,8 @@ class Search:
         for key in unneeded:
             lost = self.made.done[key]
             assert lost.stage == SECOND_STAGE or lost.end_step < self.made.keep_first_stage_from
-        self.made.dropped(unneeded, self.stored.discard)
+        self.made.dropped(unneeded)
+        self.stored.difference_update(unneeded)
 
     def finish(self) -> None:
         order = self.made.finish(self.rng.choice(self.busy()), self.now)
@@ -732,7 +734,7 @@ def test_a_trial_that_was_lost_keeps_the_furthest_state_of_which_it_was_told() -
         made.add_done(segment, state_kept=True)
     made.give(walk[0], "t0")
     made.tell_ahead("t0")
-    made.dropped(made.give(walk[0], "t0"), lambda key: None)  # a new process begins anew
+    made.dropped(made.give(walk[0], "t0"))  # a new process begins anew
     assert walk[-1].key in made.kept
 
 
@@ -743,7 +745,7 @@ def test_an_engine_that_was_lost_keeps_the_furthest_state_though_it_does_not_kno
     made.give(walk[4], "t0")
     for segment in walk[:3]:  # a new process of the trial begins anew
         made.add_done(segment, state_kept=True)
-        made.dropped(made.give(segment, "t0"), lambda key: None)
+        made.dropped(made.give(segment, "t0"))
         assert walk[4].key in made.kept
 
 
@@ -754,7 +756,7 @@ def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> No
         made.ask(segment, "before")
         train(made, segment)
         made.hold("before", segment.key)
-        made.dropped(made.give(segment, "before"), lambda key: None)
+        made.dropped(made.give(segment, "before"))
     made.leave("before")
     made.forget_all()
     assert second.key in made.kept

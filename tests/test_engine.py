@@ -16,6 +16,7 @@ from latentsync_ray.orders import GroupSetup, WorkerSetup
 from latentsync_ray.search_config import BudgetConfig, WorkersConfig
 from latentsync_ray.segment import Segment
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.triallog import TrialLog, write_trials
 
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
@@ -177,6 +178,30 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
         assert kept() == {first.key, third.key}
 
     asyncio.run(search())
+
+
+def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) -> None:
+    """It has ended; this one goes on from there, as a longer stage two does."""
+    segments = [Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)]
+    for end in (8, 12, 16):
+        segments.append(Segment(segments[-1].key, "second_stage", {"num_workers": 1}, end - 4, 0, end))
+    store = Store(str(tmp_path))
+    publish(store, *segments)
+    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments[:2]]
+    ended = TrialLog(0, {}, results, "finished")
+    write_trials(store, "searches/ended", {0: ended}, ended, 0)
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        for segment in segments:
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine.stop()
+        await serving
+
+    asyncio.run(search())
+    kept = [(store.read_record(segment.key) or {})["state"]["status"] for segment in segments]
+    assert kept == ["dropped", "kept", "dropped", "kept"]
 
 
 def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:

@@ -12,9 +12,16 @@ import torch
 
 from latentsync_ray.config import UserError
 from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment
-from latentsync_ray.store import Store
+from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
-from latentsync_ray.store.upkeep import damages, needed_states, others_running, unneeded_states, whole_records
+from latentsync_ray.store.upkeep import (
+    damages,
+    needed_states,
+    others_running,
+    states_of_others,
+    unneeded_states,
+    whole_records,
+)
 from latentsync_ray.triallog import TrialLog, write_trials
 
 ROOT = "0" * 64
@@ -212,3 +219,12 @@ def test_a_search_runs_until_it_ends_or_falls_silent(store: Store, keys: Keys) -
     # "one" has ended, "two" never notes anything, "begun" has not come to say that it runs.
     assert others_running(store, "searches/own") == ["begun", "running"]
     assert others_running(store, "searches/running") == ["begun", "own"]
+
+
+def test_what_other_searches_refer_to(store: Store, keys: Keys) -> None:
+    write_trials(store, "searches/running", {}, None, 0)
+    assert names(keys, states_of_others(store, "searches/two")) == {"10"}
+    assert names(keys, states_of_others(store, "searches/own")) == {"10", "20", "30", "poor end", "best end"}
+    (Path(store.root) / "searches/one/trials.json").write_text("{")
+    with pytest.raises(DamagedEntryError, match=r"searches/one/trials\.json: is no whole file"):
+        states_of_others(store, "searches/own")

@@ -4,9 +4,9 @@ A state is needed if a search in the store refers to it: as the last of one of i
 from which a trial may branch (at `transition.min_step` or after). So deleting a search's folder lets go of its
 states. What a search that has not ended refers to is not known: as long as there is one, running or interrupted,
 every state is needed. A search says that it has begun before it looks for its first segment, and says what it refers
-to when it ends (`trials.json`). A search that runs drops by itself what its trials have passed, but nothing while
-another one runs in the store, whose trials may be there. Records are kept for ever; a dropped state that is asked for
-again is trained again.
+to when it ends (`trials.json`). A search that runs drops what its trials have passed, but nothing that searches refer
+to which have ended, and nothing at all while another one runs in the store, whose trials may be there. Records are
+kept for ever; a dropped state that is asked for again is trained again.
 """
 
 from __future__ import annotations
@@ -112,16 +112,42 @@ def needed_states(store: Store, keep_best: bool) -> set[str]:
                 f"{place}: has not ended, so any state may be needed; let it end (after a stop by its command "
                 "again), or delete the folder"
             )
-        for trial in values["trials"]:
-            results = trial["results"]
-            boundaries = [result for result in results if result["stage"] == FIRST_STAGE]
-            if keep_best:
-                kept = boundaries[-1:] + results[-1:] if trial["number"] == values["best"] else []
-            else:
-                branches = [b for b in boundaries if b["global_step"] >= values["keep_first_stage_from"]]
-                kept = branches + results[-1:]
-            needed |= {result["key"] for result in kept}
+        needed |= _references(values, keep_best)
     return needed
+
+
+def _references(values: dict[str, Any], keep_best: bool) -> set[str]:
+    """Keys of the states that an ended search refers to, by its TRIALS_FILE."""
+    referred: set[str] = set()
+    for trial in values["trials"]:
+        results = trial["results"]
+        boundaries = [result for result in results if result["stage"] == FIRST_STAGE]
+        if keep_best:
+            kept = boundaries[-1:] + results[-1:] if trial["number"] == values["best"] else []
+        else:
+            branches = [b for b in boundaries if b["global_step"] >= values["keep_first_stage_from"]]
+            kept = branches + results[-1:]
+        referred |= {result["key"] for result in kept}
+    return referred
+
+
+def states_of_others(store: Store, own: str) -> set[str]:
+    """Keys of the states that the other searches in the store refer to, those that have ended.
+
+    Args:
+        store: With the searches.
+        own: Folder below the store's root of the search that asks.
+
+    Raises:
+        DamagedEntryError: What one of them refers to is not known.
+        StorageError: The place is gone.
+    """
+    referred: set[str] = set()
+    for name in store.list_folders("searches"):
+        values = None if f"searches/{name}" == own else store.read_json(f"searches/{name}/{TRIALS_FILE}")
+        if values is not None:
+            referred |= _references(values, keep_best=False)
+    return referred
 
 
 def others_running(store: Store, own: str) -> list[str]:
