@@ -248,6 +248,7 @@ def test_damaged_entries_are_trained_again(
     record = outcome.store / "segments" / branch_from / "record.json"
     record.write_text(record.read_text().replace('"metrics"', '"metrix"'))
 
+    shutil.rmtree(outcome.folder)  # or the state where its trial has ended would be kept
     longer = run_search(space, "second_stage.num_steps=8")
     notices = longer.summary["notices"]
     assert sum("record.json" in notice for notice in notices) == 1
