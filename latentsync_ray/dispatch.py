@@ -30,7 +30,7 @@ MAX_LOSSES = 5
 segment that needs too much memory loses its process every time."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Order:
     """A segment that somebody waits for."""
 
@@ -54,7 +54,7 @@ class Order:
         return self.losses >= MAX_LOSSES or len(self.errors) - self.losses >= MAX_FAILURES
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
     """A worker group, as far as decisions go."""
 

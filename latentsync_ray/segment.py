@@ -9,8 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentsync_ray.config import Recipe, StageConfig
@@ -24,7 +23,7 @@ FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
 _NOT_IN_KEY = ("report_every_steps", "num_steps")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of training; equal keys mean equal results."""
 
@@ -43,10 +42,13 @@ class Segment:
     seed: int = 0
     """Of all random draws; the root's key implies it, so it is not in the key."""
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of the canonical JSON of parent, stage, config and end_step, in hexadecimal."""
-        return digest({"parent": self.parent, "stage": self.stage, "config": self.config, "end_step": self.end_step})
+    key: str = field(init=False)
+    """SHA-256 of the canonical JSON of parent, stage, config and end_step, in hexadecimal."""
+
+    def __post_init__(self) -> None:
+        """Computes the key."""
+        named = {"parent": self.parent, "stage": self.stage, "config": self.config, "end_step": self.end_step}
+        object.__setattr__(self, "key", digest(named))
 
     @property
     def num_steps(self) -> int:
@@ -60,7 +62,7 @@ class Segment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `Segment(**values)` reads them."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
 
 
 def digest(values: Any) -> str:
