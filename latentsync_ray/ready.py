@@ -29,8 +29,8 @@ class ReadyQueue:
         """Adds a segment, or moves it to where its waiters bring it."""
         self.remove(segment)
         rank = self._ranks[segment.key] = (-num_waiters, number, segment.key)
-        insort(self._by_size.setdefault(segment.num_workers, []), rank)
-        insort(self._by_parent.setdefault((segment.num_workers, segment.parent), []), rank)
+        _insert(self._by_size.setdefault(segment.num_workers, []), rank)
+        _insert(self._by_parent.setdefault((segment.num_workers, segment.parent), []), rank)
 
     def remove(self, segment: Segment) -> None:
         """Takes a segment out, if it is there."""
@@ -54,8 +54,15 @@ class ReadyQueue:
         return following[0][-1] if following else None
 
 
+def _insert(line: list[Rank], rank: Rank) -> None:
+    if not line or line[-1] < rank:  # mostly the last
+        line.append(rank)
+    else:
+        insort(line, rank)
+
+
 def _remove(lines: dict[_Line, list[Rank]], name: _Line, rank: Rank) -> None:
     line = lines[name]
-    del line[bisect_left(line, rank)]
+    del line[0 if line[0] is rank else bisect_left(line, rank)]  # mostly the first: its neighbours are not looked at
     if not line:
         del lines[name]
