@@ -77,9 +77,10 @@ class Run:
 
     def executions(self) -> dict[str, list[float]]:
         """Key -> when workers began to train it."""
-        begun = defaultdict(list)
+        begun, store = defaultdict(list), Store(str(self.storage))
         for file in self.storage.glob("segments/*/executions/*.json"):
-            begun[file.parts[-3]].append(file.stat().st_mtime)
+            note = store.read_json(str(file.relative_to(self.storage))) or {}
+            begun[file.parts[-3]].append(note["began_at"])
         return {key: sorted(times) for key, times in begun.items()}
 
 

@@ -340,6 +340,10 @@ class Engine:
             "parent_stage": self._dispatcher.done[run.order.segment.parent].stage if parent else "",
         }
 
+    async def holds(self, group: str, number: int) -> bool:
+        """Whether order `number` of a group stands; an engine that was lost knows neither it nor the group."""
+        return group in self._runs and self._runs[group].holds(number)
+
     async def finished(self, group: str, number: int, outcome: SegmentOutcome) -> WorkerOrder | None:
         """Rank 0 of a group has trained and published its order. Returns the next one, as `next_order` does."""
         run = self._runs[group]

@@ -43,10 +43,12 @@ def train_loop(config: dict[str, Any]) -> None:
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
         outcome = None
-        if rank == 0:  # a group whose controller was killed is about to end: here it raises, and begins nothing more
-            ray.train.get_all_reported_checkpoints()
         try:
+            if rank == 0:
+                worker.begin(order, engine, number)
             outcome = worker.execute(order)
+        except _LeftAloneError:
+            raise
         except _PreemptedError:
             if rank == 0:
                 ray.get(engine.leaves.remote(group, number))
@@ -76,6 +78,10 @@ class _PreemptedError(Exception):
     """The node of a rank is about to be taken away; what was trained of the segment is stored."""
 
 
+class _LeftAloneError(Exception):
+    """The engine or the group's controller was killed, which ends this process too; another group gets the order."""
+
+
 class _Worker:
     """One rank: the training that it keeps warm, and the key of the state in its memory."""
 
@@ -101,14 +107,27 @@ class _Worker:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
+    def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
+        """Notes that order `number` is begun, and when; raises instead if the engine or the controller is gone.
+
+        A worker lives on for a moment when one of them is killed. Both are asked after the time is taken, so whatever
+        kill keeps a segment that is noted from being finished comes after that time.
+        """
+        began_at = time.time()
+        try:
+            ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
+            stands = ray.get(engine.holds.remote(self.group, number))
+        except Exception as error:
+            raise _LeftAloneError from error
+        if not stands:
+            raise _LeftAloneError
+        who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
+        self.store.log_execution(Segment(**order["segment"]).key, {**who, "began_at": began_at})
+
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = Segment(**order["segment"])
         started = time.perf_counter()
-        if self.rank == 0:
-            self.store.log_execution(
-                segment.key, {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
-            )
         training, steps = self._restore(segment, order)
         restored = time.perf_counter()
 

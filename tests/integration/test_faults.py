@@ -141,19 +141,42 @@ def test_a_killed_controller(
     assert outcome.results == undisturbed
 
 
-class KillsTheController:
-    """An engine with one order, which ends the group's controller before it hands it out."""
+class OneOrder:
+    """An engine that has one order for everybody who asks."""
 
     def join(self, group: str) -> tuple[WorkerSetup, int]:
         return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
 
-    def next_order(self, group: str, number: int) -> dict[str, Any]:
+    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+        segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
+        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
+
+
+class KillsTheController(OneOrder):
+    """It ends the group's controller before it hands the order out."""
+
+    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
         raylet = psutil.Process().parent()
         assert raylet is not None
         (controller,) = (p for p in raylet.children() if " ".join(p.cmdline()).startswith("ray::TrainController"))
         controller.kill()
-        segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
-        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
+        return super().next_order(group, number)
+
+
+class IsKilled(OneOrder):
+    """It is killed once the order is out, as the worker is about to begin; the one that Ray starts anew has none."""
+
+    def __init__(self, folder: Path):
+        self._killed = folder / "killed"
+
+    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+        return None if self._killed.exists() else super().next_order(group, number)
+
+    def holds(self, group: str, number: int) -> bool:
+        if not self._killed.exists():
+            self._killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
 
 def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_path: Path) -> None:
@@ -166,6 +189,18 @@ def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_p
     remove_what_is_left(WorkersConfig())
     assert error is not None and error.startswith("ActorDiedError")
     assert Store(str(tmp_path)).executions() == []
+
+
+def test_a_group_without_its_engine_begins_nothing_more(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    limits = {"max_restarts": -1, "max_task_retries": -1}
+    engine = ray.remote(IsKilled).options(name="killed", num_cpus=0, **limits).remote(tmp_path)
+    setup = GroupSetup("killed", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    error = run_group("group-1", 1, setup)
+    ray.kill(engine)
+    assert error is None
+    assert (tmp_path / "killed").exists() and Store(str(tmp_path)).executions() == []
 
 
 def test_a_controller_killed_before_its_workers_are_up(
