@@ -79,7 +79,7 @@ class _PreemptedError(Exception):
 
 
 class _LeftAloneError(Exception):
-    """The engine or the group's controller was killed, which ends this process too; another group gets the order."""
+    """Something that this process lives by was killed, which ends it too; another group gets the order."""
 
 
 class _Worker:
@@ -102,16 +102,17 @@ class _Worker:
         self.held: str | None = None
         self.built: tuple[str, Any] | None = None
         self.start_sha256: str | None = None
+        self.raylet = os.getppid()
 
     def forget(self) -> None:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
     def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
-        """Notes that order `number` is begun, and when; raises instead if the engine or the controller is gone.
+        """Notes that order `number` is begun, and when; raises instead if whoever it lives by is gone.
 
-        A worker lives on for a moment when one of them is killed. Both are asked after the time is taken, so whatever
-        kill keeps a segment that is noted from being finished comes after that time.
+        A worker lives on for a moment when its controller, the engine or the node's raylet is killed. They are looked
+        for after the time is taken, so whatever kill keeps a segment that is noted from being finished comes later.
         """
         began_at = time.time()
         try:
@@ -119,7 +120,7 @@ class _Worker:
             stands = ray.get(engine.holds.remote(self.group, number))
         except Exception as error:
             raise _LeftAloneError from error
-        if not stands:
+        if not stands or os.getppid() != self.raylet:
             raise _LeftAloneError
         who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
         self.store.log_execution(Segment(**order["segment"]).key, {**who, "began_at": began_at})

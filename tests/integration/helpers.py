@@ -14,6 +14,10 @@ from typing import Any
 import psutil
 import yaml
 
+from latentsync_ray.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.orders import WorkerSetup
+from latentsync_ray.segment import Segment
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -122,3 +126,14 @@ def results_folder(output: str) -> Path:
     """Where a command says that its results are; on its way out Ray may add a line of its own."""
     said = [line for line in output.splitlines() if line.startswith("results: ")]
     return Path(said[-1].removeprefix("results: "))
+
+
+class OneOrder:
+    """An engine that has one order for everybody who asks."""
+
+    def join(self, group: str) -> tuple[WorkerSetup, int]:
+        return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
+
+    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+        segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
+        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}

@@ -16,13 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import Outcome, ray_processes, results_folder, when, write_search
+from helpers import OneOrder, Outcome, ray_processes, results_folder, when, write_search
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.groups import empty_places, remove_what_is_left, run_group
-from latentsync_ray.orders import GroupSetup, WorkerSetup
+from latentsync_ray.orders import GroupSetup
 from latentsync_ray.search_config import WorkersConfig
-from latentsync_ray.segment import Segment
 from latentsync_ray.store import Store
 from latentsync_ray.trial import Trial
 
@@ -139,17 +137,6 @@ def test_a_killed_controller(
     print_retry(outcome, killed_at[0])
     assert any("Ray Train run ended" in notice for notice in outcome.summary["notices"])
     assert outcome.results == undisturbed
-
-
-class OneOrder:
-    """An engine that has one order for everybody who asks."""
-
-    def join(self, group: str) -> tuple[WorkerSetup, int]:
-        return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
-
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
-        segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
-        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
 
 
 class KillsTheController(OneOrder):

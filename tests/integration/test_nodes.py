@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Outcome
+from helpers import OneOrder, Outcome, ray_processes
+
+from latentsync_ray.groups import run_group
+from latentsync_ray.orders import GroupSetup
+from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -107,3 +112,34 @@ def test_a_node_is_taken_away(two_nodes: Any, make_search: Any, run_search: Any,
     assert outcome.weights == clean.weights
     for entry in ("steps", "start_weights_sha256"):
         assert outcome.records[key][entry] == clean.records[key][entry]
+
+
+class KillsTheRaylet(OneOrder):
+    """It ends the raylet of the worker's node, as the worker is about to begin; the next worker gets no order."""
+
+    def __init__(self, folder: Path):
+        self._killed = folder / "killed"
+
+    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+        return None if self._killed.exists() else super().next_order(group, number)
+
+    def holds(self, group: str, number: int) -> bool:
+        (worker,) = ray_processes("ray::RayTrainWorker")
+        raylet = worker.parent()
+        assert raylet is not None
+        raylet.kill()
+        while worker.ppid() == raylet.pid:
+            time.sleep(0.01)
+        self._killed.touch()
+        return True
+
+
+@pytest.mark.timeout(600)
+def test_a_group_without_its_raylet_begins_nothing_more(two_nodes: Any, tmp_path: Path) -> None:
+    import ray
+
+    engine = ray.remote(KillsTheRaylet).options(name="kills", num_cpus=0).remote(tmp_path)
+    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), True)
+    run_group("group-1", 1, setup)
+    ray.kill(engine)
+    assert (tmp_path / "killed").exists() and Store(str(tmp_path)).executions() == []
