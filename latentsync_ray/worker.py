@@ -109,12 +109,10 @@ class _Worker:
         self.training = self.held = self.built = None
 
     def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
-        """Notes that order `number` is begun, and when; raises instead if whoever it lives by is gone.
+        """Notes that order `number` is begun; raises instead if whoever it lives by is gone.
 
-        A worker lives on for a moment when its controller, the engine or the node's raylet is killed. They are looked
-        for after the time is taken, so whatever kill keeps a segment that is noted from being finished comes later.
+        A worker lives on for a moment when its controller, the engine or the node's raylet is killed.
         """
-        began_at = time.time()
         try:
             ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
             stands = ray.get(engine.holds.remote(self.group, number))
@@ -123,7 +121,7 @@ class _Worker:
         if not stands or os.getppid() != self.raylet:
             raise _LeftAloneError
         who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
-        self.store.log_execution(Segment(**order["segment"]).key, {**who, "began_at": began_at})
+        self.store.log_execution(Segment(**order["segment"]).key, who)
 
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""

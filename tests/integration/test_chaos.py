@@ -33,7 +33,7 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
         for key, value in values.items():
             record = {"segment": {}, "metrics": {"val/recon": value}, "steps": [], "weights_sha256": ""}
             store.publish(key, record, {"model.weight": torch.zeros(1)})
-            store.log_execution(key, {"began_at": time.time()})
+            store.log_execution(key, {})
         store.write_bytes("searches/s/trials.csv", b"trial\n0\n")
         return made
 
@@ -42,7 +42,7 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
     disturbed = run("disturbed", {"b": 2.0, "c": 1.0})
     (disturbed.storage / "segments" / "b" / "state.safetensors").write_bytes(b"half")
     time.sleep(0.05)
-    Store(str(disturbed.storage)).log_execution("c", {"began_at": time.time()})
+    Store(str(disturbed.storage)).log_execution("c", {})
     assert {claim for claim, what in verdicts(disturbed, clean).items() if what} == {
         "nothing is lost",
         "every record says the same",
