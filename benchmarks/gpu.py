@@ -35,16 +35,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import LOSS_TERMS, ComponentsConfig, DataConfig, Recipe, StageConfig
-from latentsync_ray.configfiles import STAGE_FILES, load_syncnet, search_of_one
-from latentsync_ray.data.clips import FORMAT, Index, PreparedClips, file_sha256, save_clip
-from latentsync_ray.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns
-from latentsync_ray.learn.diffusion import build_noise_scheduler
-from latentsync_ray.learn.losses import LPIPS, TREPALoss
-from latentsync_ray.learn.stage import LatentSyncTraining
-from latentsync_ray.learn.sync_training import build_syncnet
-from latentsync_ray.learn.training import TrainingSetup
-from latentsync_ray.learn.unet import UNet3DConditionModel, select_trainable
+from latentsync_ray.config.loading import STAGE_FILES, load_syncnet, search_of_one
+from latentsync_ray.config.recipe import LOSS_TERMS, ComponentsConfig, DataConfig, Recipe, StageConfig
+from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, save_clip
+from latentsync_ray.latentsync.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns
+from latentsync_ray.latentsync.diffusion import build_noise_scheduler
+from latentsync_ray.latentsync.losses import LPIPS, TREPALoss
+from latentsync_ray.latentsync.models.unet import UNet3DConditionModel, select_trainable
+from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.syncnet.training import build_syncnet
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 H100_TFLOPS = 989.0

@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import Any
 
-from latentsync_ray.cluster import cluster  # sets what Ray reads when it is imported
+from latentsync_ray.cluster.connection import cluster  # sets what Ray reads when it is imported
 
 # isort: split
 import ray
@@ -23,18 +23,18 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from latentsync_ray.configfiles import load_search, with_overrides
-from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.suggestions import domain
+from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.search.suggestions import domain
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """Both stages of one trial, with the same validation at the same boundaries as ours."""
     import torch
 
-    from latentsync_ray.data.clips import PreparedClips
-    from latentsync_ray.learn.stage import LatentSyncTraining
-    from latentsync_ray.learn.training import TrainingSetup
+    from latentsync_ray.core.training import TrainingSetup
+    from latentsync_ray.latentsync.data.clips import PreparedClips
+    from latentsync_ray.latentsync.stage import LatentSyncTraining
 
     recipe = config["recipe"]
     torch.set_num_threads(recipe.first_stage.num_threads)

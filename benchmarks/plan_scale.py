@@ -13,11 +13,11 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.configfiles import load_search, with_overrides
+from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.config.search import TrialSchedulerConfig
+from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.plan import plan_trials, simulate
-from latentsync_ray.search_config import TrialSchedulerConfig
-from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
-from latentsync_ray.simulation import Costs
+from latentsync_ray.planning.simulation import Costs
 
 SPACE = "search_spaces/latentsync.yaml"
 DAY = 24 * 3600

@@ -22,8 +22,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.configfiles import load_search
-from latentsync_ray.inputs import ready_inputs
+from latentsync_ray.config.loading import load_search
+from latentsync_ray.latentsync.inputs import ready_inputs
 
 SPACE = "search_spaces/transition.yaml"
 ARGUMENTS = ["trial_scheduler.name=fifo"]

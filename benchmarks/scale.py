@@ -28,13 +28,13 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig
-from latentsync_ray.configfiles import load_search
-from latentsync_ray.dispatch import Dispatcher
-from latentsync_ray.engine import MAX_CALLS, Engine, EngineSetup
-from latentsync_ray.orders import GroupSetup, SegmentOutcome, WorkerSetup
-from latentsync_ray.search_config import BudgetConfig, WorkersConfig
-from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
+from latentsync_ray.config.loading import load_search
+from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
+from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
+from latentsync_ray.engine.dispatcher import Dispatcher
+from latentsync_ray.engine.engine import MAX_CALLS, Engine, EngineSetup
+from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerSetup
 
 SHARED, OWN = 2, 10
 NUM_GROUPS = 8

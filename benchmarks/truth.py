@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from latentsync_ray.cluster import cluster
-from latentsync_ray.configfiles import load_search
+from latentsync_ray.cluster.connection import cluster
+from latentsync_ray.config.loading import load_search
 from latentsync_ray.tune import main as tune
 
 SPACE = "search_spaces/truth.yaml"

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from latentsync_ray.config import UserError
+from latentsync_ray.config.recipe import UserError
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

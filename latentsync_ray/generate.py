@@ -18,10 +18,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import Recipe, UserError
-from latentsync_ray.configfiles import load_recipe
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.media import (
+from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.export import find_results, stored_weights
+from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.data.media import (
     SAMPLES_PER_FRAME,
     Clip,
     audio_windows,
@@ -31,12 +32,11 @@ from latentsync_ray.data.media import (
     resize_mask,
     write_clip,
 )
-from latentsync_ray.encode import AudioEncoder, clip_tensors
-from latentsync_ray.export import find_results, stored_weights
-from latentsync_ray.inputs import prepared_clips
-from latentsync_ray.learn.autoencoder import Autoencoder, decode_latents, latent_factor, load_autoencoder
-from latentsync_ray.learn.sampling import sample_latents
-from latentsync_ray.learn.unet import UNet3DConditionModel
+from latentsync_ray.latentsync.inputs import prepared_clips
+from latentsync_ray.latentsync.models.autoencoder import Autoencoder, decode_latents, latent_factor, load_autoencoder
+from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
+from latentsync_ray.latentsync.preparation.encode import AudioEncoder, clip_tensors
+from latentsync_ray.latentsync.sampling import sample_latents
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import Recipe, UserError
-from latentsync_ray.configfiles import Variants, load_search, with_overrides
-from latentsync_ray.search_config import POPULATION_SCHEDULERS, SearchConfig
-from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
-from latentsync_ray.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
+from latentsync_ray.config.loading import Variants, load_search, with_overrides
+from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
+from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
+from latentsync_ray.planning.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
 
 
 @dataclass(frozen=True)

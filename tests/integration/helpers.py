@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import yaml
 
-from latentsync_ray.config import ComponentsConfig, ValidationConfig
-from latentsync_ray.orders import WorkerSetup
-from latentsync_ray.segment import Segment
+from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.engine.messages import WorkerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from trivial import TrivialTraining
 
-from latentsync_ray.configfiles import stage_from_settings
-from latentsync_ray.learn.training import TrainingSetup
+from latentsync_ray.config.loading import stage_from_settings
+from latentsync_ray.core.training import TrainingSetup
 from latentsync_ray.store import weights_sha256
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ import pytest
 import torch
 from helpers import ROOT, Outcome, results_folder
 
-from latentsync_ray.config import Recipe
-from latentsync_ray.configfiles import load_recipe, stage_from_settings
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.learn.stage import LatentSyncTraining
-from latentsync_ray.learn.training import TrainingSetup
+from latentsync_ray.config.loading import load_recipe, stage_from_settings
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.latentsync.stage import LatentSyncTraining
 from latentsync_ray.store import Store
 
 pytestmark = pytest.mark.slow

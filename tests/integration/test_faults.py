@@ -18,11 +18,11 @@ import psutil
 import pytest
 from helpers import OneOrder, Outcome, ray_processes, results_folder, when, write_search
 
-from latentsync_ray.groups import empty_places, remove_what_is_left, run_group
-from latentsync_ray.orders import GroupSetup
-from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.config.search import WorkersConfig
+from latentsync_ray.engine.groups import empty_places, remove_what_is_left, run_group
+from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.search.trial import Trial
 from latentsync_ray.store import Store
-from latentsync_ray.trial import Trial
 
 pytestmark = pytest.mark.slow
 
@@ -248,7 +248,9 @@ def test_a_trial_lost_as_it_takes_over_a_process(
 ) -> None:
     """Ray Tune tries no trial again that was not running yet; the search does."""
     space = make_search(param_space={"transition.at_step": {"grid": [4, 8, 12, 16]}}, max_concurrent_trials=2)
-    monkeypatch.setattr("latentsync_ray.search.Trial", type("Dying", (DiesOnce,), {"mark": str(tmp_path / "mark")}))
+    monkeypatch.setattr(
+        "latentsync_ray.search.run.Trial", type("Dying", (DiesOnce,), {"mark": str(tmp_path / "mark")})
+    )
     outcome = run_search(space)
     assert (tmp_path / "mark").exists()
     assert outcome.exit_status == 0

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config import UserError
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.facemesh import FaceMesh, check_installed
-from latentsync_ray.data.faces import anchors
-from latentsync_ray.data.media import Clip, read_clip, write_clip
+from latentsync_ray.config.recipe import UserError
+from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.data.facemesh import FaceMesh, check_installed
+from latentsync_ray.latentsync.data.faces import anchors
+from latentsync_ray.latentsync.data.media import Clip, read_clip, write_clip
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.configfiles import load_search
-from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.search import search_folder
+from latentsync_ray.config.loading import load_search
+from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.search.run import search_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 

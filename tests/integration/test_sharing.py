@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.configfiles import load_search, with_overrides
-from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.segment import next_segment, root_key
+from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.core.segment import next_segment, root_key
+from latentsync_ray.latentsync.inputs import ready_inputs
 
 pytestmark = pytest.mark.slow
 

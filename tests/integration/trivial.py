@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentsync_ray.config import StageConfig
-from latentsync_ray.learn.training import TrainingSetup
+from latentsync_ray.config.recipe import StageConfig
+from latentsync_ray.core.training import TrainingSetup
 
 
 class TrivialTraining:

@@ -1,0 +1,290 @@
+"""A search from its settings to its results: the cluster, the engine, and Ray Tune's own search over them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray import tune
+
+from latentsync_ray.cluster.connection import nodes_come_and_go
+from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key
+from latentsync_ray.engine.budget import exceeded, read_spent
+from latentsync_ray.engine.engine import StartedEngine
+from latentsync_ray.engine.environment import environment
+from latentsync_ray.engine.messages import WorkerSetup
+from latentsync_ray.latentsync.inputs import check_syncnet, ready_inputs
+from latentsync_ray.report.report import NOTHING_DONE, SearchLog, read_finished, write_report
+from latentsync_ray.report.trials import TrialLog, leave_unfinished
+from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.live import LiveView
+from latentsync_ray.search.schedulers import make_scheduler
+from latentsync_ray.search.suggestions import domain, make_search_algorithm
+from latentsync_ray.search.trial import Trial, TrialSetup, trial_number
+from latentsync_ray.store import Store
+from latentsync_ray.store.lineage import lineage_of
+
+UNFINISHED = 3
+"""Exit status of a search that a budget has stopped before its end."""
+MAX_TRIAL_RESTARTS = 3
+"""How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
+MAX_REPLAYS = 3
+"""How often the search is gone through again, at no cost, for trials that Ray Tune has given up as they began."""
+
+
+def run_search(
+    search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
+) -> tuple[int, str]:
+    """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        store: At `search.storage`.
+        engine: Not serving yet; whoever has started it also ends it.
+        dashboard: Address of the cluster's dashboard, for the user.
+        started: `time.monotonic()` when the command began, for its wall clock.
+
+    Returns:
+        The exit status: 0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end. And the
+        folder or URI of the results.
+
+    Raises:
+        UserError: Something is wrong with what the user gave.
+        KeyboardInterrupt: After Ctrl-C; what was trained is kept.
+    """
+    recipe, fingerprints = ready_inputs(recipe)
+    accuracy, warning = check_syncnet(store, recipe, fingerprints)
+    if warning is not None:
+        print(f"warning: {warning}", flush=True)
+    extra = {"environment": environment()} if search.environment == "strict" else {}
+    lineage = lineage_of(store, search, recipe, root_key(recipe, fingerprints, extra))
+    if lineage:
+        search = dataclasses.replace(search, start_from=lineage[-1].key)
+    folder = search_folder(search, recipe, fingerprints)
+    recipe = _lengthened(recipe, search.trials.extend)
+    journal = Journal(store, f"{folder}/decisions")
+    for notice in journal.notices:
+        print(f"note: {notice}", flush=True)
+    finished = read_finished(store, folder)
+    if finished is not None and not _to_lengthen(search, recipe, finished):
+        print("this search is finished: nothing to train", flush=True)
+        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+        return exit_status, store.uri_of(folder)
+    stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
+    used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
+    if used_up is not None:
+        print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
+        return UNFINISHED, store.uri_of(folder)
+    print(f"dashboard: {dashboard}", flush=True)
+    serving = engine.actor.serve.remote(folder, _inputs(recipe))
+    first = tuple(segment.to_dict() for segment in lineage)
+    setup = TrialSetup(engine.name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None)
+    _prefetch(engine.actor, search, setup)
+    for _ in range(1 + MAX_REPLAYS):
+        log = SearchLog(store, folder)  # clears logs of before, so after all checks
+        try:
+            with LiveView(engine.actor, log, search, recipe), _few_starts_at_once(search):
+                _fit(_tuner(search, recipe, engine, setup, journal, log))
+        finally:
+            log.close()
+        if not log.lost or log.stopped_by is not None:
+            break
+        print(f"note: {log.lost} trials were lost as they began; what is decided is followed again", flush=True)
+        journal = Journal(store, f"{folder}/decisions")
+        ray.get(engine.actor.begin_again.remote())
+    if log.stopped_by is not None:
+        leave_unfinished(search, log.trials)
+    status = {**ray.get(engine.actor.status.remote()), "stopped_by": log.stopped_by}
+    stopping = engine.actor.stop.remote()  # groups end while the report is written
+    exit_status = _report(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
+    ray.get(stopping)
+    ray.wait([serving])  # Ray prints an error for a call that outlives its actor
+    return exit_status, store.uri_of(folder)
+
+
+def _report(
+    store: Store,
+    folder: str,
+    search: SearchConfig,
+    recipe: Recipe,
+    trials: dict[int, TrialLog],
+    status: dict[str, Any],
+    journal: Journal,
+    accuracy: float | None,
+    started: float,
+) -> int:
+    """Writes the report. Returns the exit status."""
+    wall_seconds = time.monotonic() - started
+    succeeded = write_report(
+        store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
+    )
+    if any(trial.status == "unfinished" for trial in trials.values()):
+        return UNFINISHED
+    return 0 if succeeded else 1
+
+
+def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
+    """Where a search's results are, below the store's root.
+
+    It names what decides the results; where they are kept and on how many workers is left out.
+    """
+    asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
+    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials"):
+        del asked[name]
+    for name in ("data", "components"):
+        del trained[name]
+    identity = digest(json.loads(json.dumps([NUMERICS, asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+    return f"searches/{search.name}-{identity}"
+
+
+def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
+    """The recipe with so many more steps of stage two."""
+    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
+    return dataclasses.replace(recipe, second_stage=second_stage)
+
+
+def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLog]) -> bool:
+    """Whether `trials.extend` asks for more than finished trials have."""
+    ends = (trial.last["second_stage_step"] for trial in trials.values() if trial.status == "finished")
+    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
+
+
+def _inputs(recipe: Recipe) -> WorkerSetup:
+    return WorkerSetup(
+        data_folder=recipe.data.folder,
+        components=recipe.components,
+        validation=recipe.validation,
+        num_frames=recipe.data.num_frames,
+    )
+
+
+def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
+    """Has the stretch that all trials share for certain trained while they start: stage one up to min_step."""
+    recipe, names = setup.recipe, search.param_space
+    if (
+        not search.share
+        or setup.lineage
+        or any(name.startswith(("seed", "training", "first_stage")) for name in names)
+    ):
+        return
+    certain = 0 if "transition.min_step" in names else recipe.transition.min_step
+    if certain == 0 and ("transition.at_step" in names or recipe.transition.at_step == 0):
+        return  # a trial may leave stage one out
+    root = root_key(recipe, setup.fingerprints, setup.extra)
+    segments: list[Segment] = []
+    while not segments or segments[-1].end_step < certain:
+        following = next_segment(recipe, root, segments[-1] if segments else None, False)
+        assert following is not None
+        segments.append(following)
+    known = "second_stage.num_workers" not in names and not nodes_come_and_go()
+    branch_workers = recipe.second_stage.num_workers if known else None
+    engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
+
+
+def _tuner(
+    search: SearchConfig,
+    recipe: Recipe,
+    engine: StartedEngine,
+    setup: TrialSetup,
+    journal: Journal,
+    log: SearchLog,
+) -> tune.Tuner:
+    """Ray Tune's own search over the space, with decisions journaled and progress logged."""
+
+    def hold(trial: str, key: str) -> None:
+        ray.get(engine.actor.hold.remote(trial, key))
+
+    return tune.Tuner(
+        tune.with_parameters(Trial, setup=setup),
+        param_space={name: domain(space) for name, space in search.param_space.items()},
+        tune_config=tune.TuneConfig(
+            metric=search.metric,
+            mode=search.mode,
+            num_samples=search.num_samples,
+            search_alg=make_search_algorithm(search, journal),
+            scheduler=make_scheduler(search, recipe, journal, hold),
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=engine.results,
+            callbacks=[log],
+            stop=BudgetStopper(log, setup.engine),
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
+            verbose=0,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _few_starts_at_once(search: SearchConfig) -> Iterator[None]:
+    """Each trial starts a process; more of them at once than all CPUs but one would keep a worker from training.
+
+    HyperBand needs all trials of a bracket to be there, and a cluster grows only for those that are waiting.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if name in os.environ or search.trial_scheduler.name == "hyperband" or nodes_come_and_go():
+        yield
+        return
+    os.environ[name] = str(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs Ray Tune, which wraps what our callbacks and schedulers raise.
+
+    Raises:
+        UserError: One of them has.
+    """
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+class BudgetStopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the search at a budget, once all in flight is finished.
+
+    Ray Tune then ends all trials, paused ones too, and asks neither scheduler nor searcher about it, so that nothing
+    is decided that an undisturbed search would decide otherwise.
+    """
+
+    def __init__(self, log: SearchLog, engine: str):
+        self._log, self._engine = log, engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes a copy into files that nobody reads, and a log has open files."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search ends; trials that wait for the engine are let go."""
+        if self._log.stopped_by is None:
+            return False
+        ray.get_actor(self._engine).release.remote()
+        return True
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial_number(trial.trial_id, trial.config):04d}"

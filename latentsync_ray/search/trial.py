@@ -1,0 +1,148 @@
+"""A trial as Ray Tune sees it: it decides what comes next and asks the engine for it; it computes nothing."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from latentsync_ray.cluster.connection import TRIAL_MEMORY_BYTES
+from latentsync_ray.config.loading import with_overrides
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
+from latentsync_ray.core.transition import Observation, divergence, objective, should_transition
+
+POINTER = "pointer.json"
+"""File of a checkpoint: the trial's last segment and its history."""
+TRIAL_NUMBER = "trial_number"
+"""Entry of a trial's config that holds its number, where Ray Tune does not number trials itself."""
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """What all trials of a search have in common."""
+
+    engine: str
+    """Name of the engine's actor."""
+    recipe: Recipe
+    """The recipe before a trial's own values."""
+    fingerprints: dict[str, str]
+    """Of the prepared data and the frozen networks."""
+    extra: dict[str, Any]
+    """What else enters the root key."""
+    share: bool
+    """Whether trials may have segments in common."""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """Segments that every trial goes through first, from step 0 on, as `Segment.to_dict` gives them."""
+    leave_after: bool = False
+    """Whether stage two follows them, whatever the transition policy says."""
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """One step is one segment. The state is a pointer: the last segment, and the history of metrics."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Memory only."""
+        return tune.PlacementGroupFactory([{"CPU": 0, "memory": TRIAL_MEMORY_BYTES}])
+
+    def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
+        """Begins before the first step."""
+        self.common = setup
+        self.engine = ray.get_actor(setup.engine)
+        self._adopt(config)
+        self.last: Segment | None = None
+        self.history: list[Observation] = []
+        self.ahead: dict[str, dict[str, float]] = {}
+
+    def step(self) -> dict[str, Any]:
+        """Decides the stage, asks for the next segment, and reports its metrics."""
+        given, past = self.common.lineage, len(self.history)
+        in_first_stage = self.last is None or self.last.stage == FIRST_STAGE
+        leave = in_first_stage and should_transition(self.recipe.transition, self.history)
+        leave = leave or (self.common.leave_after and past == len(given))
+        segment = Segment(**given[past]) if past < len(given) else None
+        segment = segment or next_segment(self.recipe, self.root, self.last, leave)
+        assert segment is not None, "a trial that is done was asked to go on"
+
+        answer = self._ask(segment)
+        second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
+        place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
+        place |= {"start_step": segment.start_step, "parent": segment.parent}
+        if "unfinished" in answer:  # the search ends here, so nobody reads it
+            return {**place, "unfinished": answer["unfinished"], "done": True}
+        if "error" in answer:
+            # An exception would have Ray Tune begin the trial again, to meet the same error.
+            return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}
+
+        metrics = {**answer["metrics"]}
+        metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
+        self.last = segment
+        self.history.append(Observation(segment.end_step, metrics))
+        factor, weights = self.recipe.divergence_factor, self.recipe.validation.objective
+        if factor is not None and (diverged := divergence(factor, weights, self.history)):
+            place |= {"error": diverged, "diverged": True}
+        at_end = second_stage_step >= self.recipe.second_stage.num_steps
+        # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
+        ending = {"at_end": at_end, "done": at_end or "error" in place}
+        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
+        if self.last is not None:
+            ray.get(self.engine.hold.remote(self.trial_id, self.last.key))
+        pointer = {"last": self.last and self.last.to_dict(), "history": self.history}
+        (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Reads a pointer, this trial's own or another one's."""
+        pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))
+        self.last = pointer["last"] and Segment(**pointer["last"])
+        self.history = [Observation(step, metrics) for step, metrics in pointer["history"]]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes another trial's place in this process, at its beginning."""
+        self.cleanup()
+        self._adopt(new_config)
+        self.last, self.history, self.ahead = None, [], {}
+        return True
+
+    def cleanup(self) -> None:
+        """Tells the engine that nobody waits here any more."""
+        ray.get(self.engine.leave.remote(*self.asker, self.last and self.last.key))
+
+    def _ask(self, segment: Segment) -> dict[str, Any]:
+        """The engine's answer, unless it was told ahead."""
+        if segment.key in self.ahead:
+            return {"key": segment.key, "metrics": self.ahead[segment.key], "cached": True}
+        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
+        self.ahead = answer.get("ahead", {})
+        return answer
+
+    def _adopt(self, config: dict[str, Any]) -> None:
+        common = self.common
+        self.asker = self.trial_id, uuid.uuid4().hex
+        self.recipe = with_overrides(common.recipe, parameters(config), "trial")
+        extra = common.extra if common.share else {**common.extra, "trial": trial_identity(self.trial_id, config)}
+        self.root = root_key(self.recipe, common.fingerprints, extra)
+
+
+def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
+    """A trial's number, in the order of creation; Ray Tune's variant generator puts it after an underscore."""
+    return int(config[TRIAL_NUMBER]) if TRIAL_NUMBER in config else int(trial_id.rpartition("_")[2])
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial's config says about the recipe."""
+    return {name: value for name, value in config.items() if name != TRIAL_NUMBER}
+
+
+def trial_identity(trial_id: str, config: Mapping[str, Any]) -> str:
+    """Names a trial the same in every run of the same search."""
+    return f"{trial_number(trial_id, config)}-{digest(parameters(config))[:16]}"
