@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

@@ -18,9 +18,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from latentsync_ray.cli import run_cli
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.export import find_results, stored_weights
+from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import (
     SAMPLES_PER_FRAME,
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))
         recipe = load_recipe(Path(scratch))
+    if not isinstance(recipe, LatentSyncRecipe):
+        raise UserError(f"{options.results}: must be a search of LatentSync's, got {recipe.training}; name another")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unet = UNet3DConditionModel(**segment["config"]["model"])
     unet.load_state_dict(weights)
@@ -161,7 +164,7 @@ def _prepared_clip(clips: PreparedClips, name: str | None, num_frames: int) -> t
 
 
 def _own_clip(
-    options: argparse.Namespace, recipe: Recipe, vae: Autoencoder, factor: int
+    options: argparse.Namespace, recipe: LatentSyncRecipe, vae: Autoencoder, factor: int
 ) -> tuple[str, dict[str, Tensor], Tensor]:
     """The same of an mp4 with the mask that it is given, else that of the prepared set, resized."""
     audio_encoder = options.audio_encoder or recipe.components.audio_encoder

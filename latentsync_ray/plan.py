@@ -19,12 +19,14 @@ from rich.table import Table
 
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config.domains import Grid
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants, with_overrides
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe
 from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
 from latentsync_ray.planning.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
 
 
@@ -116,12 +118,13 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
                     f"transition.{name}: depends on metrics, which are not known before the search; give the step at "
                     f"which trials would leave stage one with --transition-step N"
                 )
-        trials.append(PlannedTrial(number, made, _root(search.share, number, made)))
+        planned = TrialRecipe.of(made)
+        trials.append(PlannedTrial(number, planned, _root(search.share, number, planned)))
     return trials
 
 
-def _root(share: bool, number: int, recipe: Recipe) -> str:
-    return root_key(recipe, {}, None if share else {"trial": number})
+def _root(share: bool, number: int, recipe: TrialRecipe) -> str:
+    return recipe.root_key({}, None if share else {"trial": number})
 
 
 def _draws(search: SearchConfig) -> Iterator[dict[str, Any]]:
@@ -158,10 +161,11 @@ def simulate(
         UserError: A worker group would never find room.
     """
     for trial in trials:
-        for name, stage in ((FIRST_STAGE, trial.recipe.first_stage), (SECOND_STAGE, trial.recipe.second_stage)):
-            if stage.num_workers > num_gpus:
+        for stage in STAGES:
+            num_workers = trial.recipe.num_workers(stage)
+            if num_workers > num_gpus:
                 rule = f"must not be above the number of GPUs ({num_gpus})"
-                raise UserError(f"{name}.num_workers: {rule}, got {stage.num_workers}; lower it or raise --gpus")
+                raise UserError(f"{stage}.num_workers: {rule}, got {num_workers}; lower it or raise --gpus")
 
     def run(trials: Sequence[PlannedTrial], go_on: GoOn) -> Outcome:
         keep_from, _ = extremes(search, recipe, "transition.min_step")

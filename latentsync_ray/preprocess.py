@@ -20,8 +20,8 @@ from rich.progress import Progress
 
 from latentsync_ray.cli import run_cli
 from latentsync_ray.cluster.connection import cluster
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import ClipRecord, PreparedClips
 from latentsync_ray.latentsync.data.facemesh import check_installed
 from latentsync_ray.latentsync.preparation.encode import ClipEncoder

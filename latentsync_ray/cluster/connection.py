@@ -24,8 +24,9 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 
 TRIAL_MEMORY_BYTES = 300 * 2**20

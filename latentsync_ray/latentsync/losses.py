@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import VideoMAEModel
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 

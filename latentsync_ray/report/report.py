@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from latentsync_ray.config.lengths import extremes
@@ -57,7 +58,7 @@ def write_report(
     trials: dict[int, TrialLog],
     status: dict[str, Any],
     exploits: list[dict[str, Any]],
-    syncnet_accuracy: float | None,
+    figures: Mapping[str, float],
     wall_seconds: float,
 ) -> bool:
     """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe.
@@ -70,7 +71,7 @@ def write_report(
         trials: What became of each trial.
         status: The engine's last words.
         exploits: Which trial became a clone of which.
-        syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
+        figures: What the training has measured of its inputs, by name.
         wall_seconds: Duration of this run.
 
     Returns:
@@ -113,7 +114,7 @@ def write_report(
         "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
         "wall_seconds": wall_seconds,
         "exploits": exploits,
-        "syncnet_accuracy": syncnet_accuracy,
+        "inputs": dict(figures),
         "notices": status["notices"],
     }
     store.write_json(f"{folder}/summary.json", summary)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import Variants
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import SECOND_STAGE
 from latentsync_ray.store import TRIALS_FILE, Store
 
 

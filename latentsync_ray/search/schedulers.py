@@ -17,10 +17,12 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from latentsync_ray.config.domains import Choice, Domain, Grid
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import longest_trial
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import SECOND_STAGE, Segment, digest
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.search.halving import ASHA, HyperBand
 from latentsync_ray.search.journal import Decision, Exploit, Journal
 from latentsync_ray.search.promotion import PromotingASHA

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 from safetensors import SafetensorError
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
 
 if TYPE_CHECKING:

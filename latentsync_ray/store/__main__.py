@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
 

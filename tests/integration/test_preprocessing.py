@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.facemesh import FaceMesh, check_installed
 from latentsync_ray.latentsync.data.faces import anchors

@@ -8,33 +8,64 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentsync_ray.config.recipe import StageConfig
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
+from latentsync_ray.core.training import Training, TrainingSetup
+
+WEIGHTS = {"val/recon": 1.0, "val/sync": 0.05, "val/lpips": 0.1, "val/trepa": 10.0}
+FAULTS = {"step_seconds", "fail_at_step", "nan_at_step", "fail_once", "kill_once", "grow"}
 
 
-class TrivialTraining:
-    def __init__(self, setup: TrainingSetup):
+@dataclass(frozen=True)
+class Optimizer:
+    """The only hyperparameter."""
+
+    lr: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageConfig):
+    model: dict[str, Any] = field(default_factory=dict)
+    """Faults on request."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+    def complaints(self) -> Iterator[Complaint]:
+        yield from super().complaints()
+        if unknown := set(self.model) - FAULTS:
+            yield "model", f"must not have {sorted(unknown)}", "remove them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStage(Stage, SecondStageConfig):
+    """Stage two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrivialRecipe(Recipe):
+    first_stage: Stage
+    second_stage: SecondStage
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"val/objective": Metric(), **{name: Metric() for name in WEIGHTS}}
+
+    def objective(self) -> Mapping[str, float]:
+        return WEIGHTS
+
+
+class TrivialTraining(Training[TrivialRecipe]):
+    recipe_type = TrivialRecipe
+
+    def __init__(self, setup: TrainingSetup[TrivialRecipe]):
         self.setup = setup
-
-    @staticmethod
-    def check(config: StageConfig, start: str | None) -> None:
-        unknown = set(config.model) - {
-            "step_seconds",
-            "fail_at_step",
-            "nan_at_step",
-            "fail_once",
-            "kill_once",
-            "grow",
-        }
-        if unknown:
-            raise ValueError(f"unknown settings {sorted(unknown)}")
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         self.stage, self.config = stage, config

@@ -1,7 +1,7 @@
 import pytest
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 
 def fail(error: BaseException) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.clips import PreparedClips, _draw_ref_start, keyed_generator
 from latentsync_ray.latentsync.data.media import (
     Clip,

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.faces import Points
 from latentsync_ray.latentsync.data.media import FPS, Bytes
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.facemesh import FaceMesh
 from latentsync_ray.latentsync.data.faces import (
     MIN_CLIP_FRAMES,

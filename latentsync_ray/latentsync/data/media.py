@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -13,8 +13,8 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import ClipRecord
 from latentsync_ray.latentsync.data.footage import read_footage
 from latentsync_ray.latentsync.data.media import Clip, read_clip

@@ -11,8 +11,9 @@ import pytest
 from latentsync_ray.cluster import connection as cluster
 from latentsync_ray.cluster.connection import check_resources, lacking
 from latentsync_ray.config.domains import read_domain
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig, WorkersConfig
 
 GIB = 2**30

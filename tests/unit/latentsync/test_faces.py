@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.facemesh import check_installed
 from latentsync_ray.latentsync.data.faces import (
     MAX_CLIP_FRAMES,

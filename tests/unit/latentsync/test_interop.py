@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import UserError
 from latentsync_ray.latentsync.models.interop import read_weights, write_diffusers, write_official
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel, warm_start
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import check_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = load_recipe(ROOT / "configs" / "demo")
@@ -55,11 +55,11 @@ def test_a_handwritten_official_checkpoint_starts_either_stage(tmp_path: Path) -
     torch.save({"global_step": 7, "state_dict": weights}, tmp_path / "stage1.pt")
     torch.save({"global_step": 7, "state_dict": random_unet(SECOND).state_dict()}, tmp_path / "stage2.pt")
     stage1, stage2 = str(tmp_path / "stage1.pt"), str(tmp_path / "stage2.pt")
-    LatentSyncTraining.check(RECIPE.first_stage, stage1)
-    LatentSyncTraining.check(RECIPE.second_stage, stage1)  # the motion modules are new
-    LatentSyncTraining.check(RECIPE.second_stage, stage2)
+    check_stage(RECIPE.first_stage, stage1)
+    check_stage(RECIPE.second_stage, stage1)  # the motion modules are new
+    check_stage(RECIPE.second_stage, stage2)
     with pytest.raises(ValueError, match=r"unexpected: down_blocks\.0\.motion_modules\.\S+, .* and \d+ more"):
-        LatentSyncTraining.check(RECIPE.first_stage, stage2)
+        check_stage(RECIPE.first_stage, stage2)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "some motion modules missing"])
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_fit_names_its_keys(change: str, tmp_path: Pa
         named = "conv_in.extra"
     write_official(tmp_path / "unet.pt", weights, 0)
     with pytest.raises(ValueError, match=f"(missing|unexpected): {named}$"):
-        LatentSyncTraining.check(RECIPE.second_stage, str(tmp_path / "unet.pt"))
+        check_stage(RECIPE.second_stage, str(tmp_path / "unet.pt"))
 
 
 @pytest.mark.parametrize(("change", "named"), [("missing", "conv_in.bias"), ("unexpected", "conv_in.extra")])

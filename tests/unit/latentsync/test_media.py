@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.media import (
     FPS,
     MEL_COLUMNS_PER_SECOND,

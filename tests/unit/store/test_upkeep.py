@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.trials import TrialLog, write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
