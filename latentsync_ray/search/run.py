@@ -36,7 +36,7 @@ from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
-from latentsync_ray.search.trial import Trial, TrialSetup, trial_number
+from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 
@@ -263,4 +263,4 @@ def _fit(tuner: tune.Tuner) -> None:
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial_number(trial.trial_id, trial.config):04d}"
+    return trial_name(trial.trial_id, trial.config)

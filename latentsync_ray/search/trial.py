@@ -103,7 +103,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
         last = self.course.last
         if last is not None:
-            ray.get(self.engine.hold.remote(self.trial_id, last.key))
+            ray.get(self.engine.hold.remote(self.asker[0], last.key))
         pointer = {"last": last and last.to_dict(), "history": self.course.history}
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
@@ -134,7 +134,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common
-        self.asker = self.trial_id, uuid.uuid4().hex
+        self.asker = trial_name(self.trial_id, config), uuid.uuid4().hex
         self.ahead = {}
         self.refused: str | None = None
         recipe = common.recipe
@@ -154,6 +154,11 @@ def _failure(error: str, diverged: bool = False) -> dict[str, Any]:
 def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
     """A trial's number, in the order of creation; Ray Tune's variant generator puts it after an underscore."""
     return int(config[TRIAL_NUMBER]) if TRIAL_NUMBER in config else int(trial_id.rpartition("_")[2])
+
+
+def trial_name(trial_id: str, config: Mapping[str, Any]) -> str:
+    """What a trial is called in folders and notes, the same in every run of the same search."""
+    return f"trial-{trial_number(trial_id, config):04d}"
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.storage}: must be the storage of a search, holds no segments; correct it")
     if options.command == "verify":
         return _verify(store, console)
+    if options.command == "collect" and options.drop:
+        store.check_writable()
     records = whole_records(store)
     if len(records) < len(store.keys()):
         console.print("records that are damaged are left out: verify names them")

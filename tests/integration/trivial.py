@@ -1,11 +1,14 @@
 """A two-stage training that costs nothing, for tests of everything around it.
 
 Its state is one weight that mixes in every hyperparameter and step, so that a wrong parent, step, stage or learning
-rate shows in every later metric. `model:` settings make it slow, or make it fail.
+rate shows in every later metric. `model:` settings make it slow, or fail: with `nan_above` (`explode_above`) 1
+the loss is nan (100 times as high) once the stage's steps times the learning rate are above 1, so that trials with
+other learning rates diverge at other steps.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +25,16 @@ from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, Stag
 from latentsync_ray.core.training import Training, TrainingSetup
 
 WEIGHTS = {"val/recon": 1.0, "val/sync": 0.05, "val/lpips": 0.1, "val/trepa": 10.0}
-FAULTS = {"step_seconds", "fail_at_step", "nan_at_step", "fail_once", "kill_once", "grow"}
+FAULTS = {
+    "step_seconds",
+    "fail_at_step",
+    "nan_at_step",
+    "nan_above",
+    "explode_above",
+    "fail_once",
+    "kill_once",
+    "grow",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,9 @@ class TrivialTraining(Training[TrivialRecipe]):
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
         time.sleep(self.config.model.get("step_seconds", 0))
         self._maybe_fail(global_step)
+        self._reached = stage_step + 1
+        if self._reached * self.config.optimizer.lr > self.config.model.get("nan_above", math.inf):
+            raise FloatingPointError(f"step {global_step}: the recon loss is nan")
         gradient = torch.sin(self.weight * 3 + global_step * 0.7 + stage_step * 1.3 + len(self.stage))
         if self.setup.world_size > 1:
             dist.all_reduce(gradient)
@@ -88,6 +103,8 @@ class TrivialTraining(Training[TrivialRecipe]):
 
     def validate(self) -> dict[str, float]:
         recon = float(torch.exp(-self.weight.abs()) + 0.1) * self.config.model.get("grow", 1)
+        if self._reached * self.config.optimizer.lr > self.config.model.get("explode_above", math.inf):
+            recon *= 100
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
 
     def preview(self) -> Tensor:

@@ -232,7 +232,7 @@ def test_a_place_that_cannot_be_used_is_the_users_mistake(name: str, tmp_path: P
     with pytest.raises(
         UserError, match=r"^storage .*: must be a folder or URI that can be written \(.+\); name anoth"
     ):
-        Store(uri)
+        Store(uri).check_writable()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "precious"
 
