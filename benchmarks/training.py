@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
-from latentsync_ray.latentsync.data.media import read_clip
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.autoencoder import encode_latents
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel

@@ -22,13 +22,14 @@ from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.export import find_results, stored_weights
 from latentsync_ray.latentsync.config import LatentSyncRecipe
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES
 from latentsync_ray.latentsync.data.media import (
     SAMPLES_PER_FRAME,
     Clip,
     audio_windows,
     from_pcm,
-    read_clip,
     read_mask,
     resize_mask,
     write_clip,
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.out}: must be an .mp4; name another file")
     if not 1 <= options.steps <= 1000:
         raise UserError(f"--steps: must be from 1 to 1000, got {options.steps}; 20 is usual")
-    is_own = options.clip is not None and options.clip.lower().endswith(".mp4")
+    is_own = options.clip is not None and Path(options.clip).suffix.lower() in VIDEO_SUFFIXES
     for name in ("audio_encoder", "resolution", "mask"):
         if getattr(options, name) is not None and not is_own:
             raise UserError(

@@ -142,15 +142,31 @@ def resolve_paths(node: DictConfig, base: Path, folders: Iterable[str], sources:
         node: The values.
         base: What relative ones are relative to.
         folders: Dotted names of values that are folders.
-        sources: Dotted names of values that are paths if they begin with `.`, `/` or `~`, and ids otherwise.
+        sources: Dotted names of values that are a path or an id.
     """
     for key in (*folders, *sources):
         value = OmegaConf.select(node, key)
-        if isinstance(value, str) and (value.startswith((".", "/", "~")) or key in folders):
+        if isinstance(value, str) and (is_path(value, base) or key in folders):
             section, _, _ = key.rpartition(".")
             for frozen in (node, OmegaConf.select(node, section) if section else node):
                 OmegaConf.set_readonly(frozen, False)
-            OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
+            OmegaConf.update(node, key, str(_absolute(value, base)))
+
+
+def is_path(source: str, base: Path) -> bool:
+    """Tells whether a network's source is a path: it looks like one, or exists. Else it is a hub id.
+
+    Args:
+        source: A path or a hub id, `owner/name`.
+        base: What a relative path is relative to, if not to the working directory.
+    """
+    return source.startswith((".", "/", "~")) or _absolute(source, base).exists()
+
+
+def _absolute(source: str, base: Path) -> Path:
+    path = Path(source).expanduser()
+    is_elsewhere = not source.startswith(".") and not (base / path).exists() and path.exists()
+    return ((Path.cwd() if is_elsewhere else base) / path).resolve()
 
 
 def with_values(config: ConfigT, values: Mapping[str, Any], origin: str) -> ConfigT:

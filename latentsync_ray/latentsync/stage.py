@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.config import (
     LOSS_TERMS,
     ComponentsConfig,
@@ -451,9 +452,17 @@ def check_stage(config: LatentSyncStage, start: str | None) -> None:
 
     Raises:
         TypeError, ValueError, LookupError, ArithmeticError, RuntimeError: It cannot.
+        UserError: The weights do not fit it.
     """
     with torch.device("meta"):
         unet = UNet3DConditionModel(**config.model)
     select_trainable(unet, config.trainable_modules)
     if start is not None:
-        warm_start(unet, read_weights(start, "meta"))
+        weights = read_weights(start, "meta")
+        try:
+            warm_start(unet, weights)
+        except ValueError as error:
+            raise UserError(
+                f"components.unet: {start} must fit the UNet of the stage that starts: {error}; name a checkpoint"
+                " of such a UNet, or change `model` in the stage's file"
+            ) from None

@@ -15,7 +15,8 @@ from latentsync_ray.config.loading import load_recipe, recipe_files
 from latentsync_ray.core.course import first_stage_segments
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.generate import main
-from latentsync_ray.latentsync.data.media import Clip, face_mask, read_clip, resize_mask, write_clip
+from latentsync_ray.latentsync.data.aligned import read_clip
+from latentsync_ray.latentsync.data.media import Clip, face_mask, resize_mask, write_clip
 from latentsync_ray.latentsync.data.synthetic import synthetic_clips
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
