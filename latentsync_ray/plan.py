@@ -98,7 +98,8 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
     """The trials of a search, in the order in which Ray Tune creates them.
 
     Args:
-        search: Its grids are exact. Other values are drawn here with its sampling seed; Ray Tune draws other ones.
+        search: Its grids are exact. Other values are drawn here with its sampling seed; Ray Tune draws other ones. A
+            draw that breaks a rule is left out, since its trial fails before it trains.
         recipe: The recipe before a trial's own values.
         transition_step: Where all trials leave stage one, instead of what their policies say.
 
@@ -109,9 +110,15 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
     if transition_step is not None:
         fixed = {"transition.plateau": None, "transition.below": None, "transition.at_step": transition_step}
         with_overrides(recipe, fixed, "--transition-step")
-    variants, trials = Variants(recipe), []
+    variants = Variants(recipe)
+    trials: list[PlannedTrial] = []
     for number, values in enumerate(_draws(search)):
-        made = variants.recipe({**values, **fixed})
+        try:
+            made = variants.recipe({**values, **fixed})
+        except UserError:
+            if trials or number < search.num_trials - 1:
+                continue
+            raise
         for name in ("plateau", "below"):
             if getattr(made.transition, name) is not None:
                 raise UserError(
@@ -210,6 +217,7 @@ def _print_plan(console: Console, search: SearchConfig, trials: Sequence[Planned
     if not all(isinstance(domain, Grid) for domain in search.param_space.values()):
         print(
             f"values that are no grid are drawn here, with seed {search.sampling_seed}; Ray Tune will draw other ones"
+            "; what breaks a rule is left out"
         )
     name = search.trial_scheduler.name
     if name in ("asha", "hyperband"):

@@ -9,18 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.loading import Variants, recipe_files, with_overrides
+from latentsync_ray.config.loading import recipe_files, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.report.page import report_html
-from latentsync_ray.report.trials import (
-    TrialLog,
-    best_trial,
-    num_distinct_steps,
-    read_trials,
-    steps_left,
-    write_trials,
-)
+from latentsync_ray.report.trials import Ends, TrialLog, best_trial, num_distinct_steps, read_trials, write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 
 NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": [], "stopped_by": None}
@@ -91,7 +84,7 @@ def write_report(
         if trial.status in ("failed", "diverged"):
             print(f"trial {trial.number} {trial.status}: {trial.error}")
 
-    variants = Variants(recipe)
+    ends = Ends(recipe)
     without_sharing = sum(trial.num_steps for trial in trials.values())
     distinct = num_distinct_steps(trials)
     summary = {
@@ -105,7 +98,7 @@ def write_report(
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "steps_unfinished": sum(
-            sum(steps_left(variants, trial)) for trial in trials.values() if trial.status == "unfinished"
+            sum(ends.steps_left(trial)) for trial in trials.values() if trial.status == "unfinished"
         ),
         "stopped_by": status["stopped_by"],
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
