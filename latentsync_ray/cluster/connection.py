@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
+from latentsync_ray.cluster.ray_internals import cluster_started_here
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 
@@ -49,7 +50,7 @@ def cluster() -> Iterator[str]:
 
 def outlives_this_process() -> bool:
     """Whether the cluster that this process is connected to was started by somebody else."""
-    return not ray._private.worker._global_node.is_head()  # Ray has no public way to tell
+    return not cluster_started_here()
 
 
 def check_resources(search: SearchConfig, recipe: Recipe) -> list[str]:

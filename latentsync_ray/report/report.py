@@ -20,6 +20,8 @@ from torch.utils.tensorboard import summary
 from latentsync_ray.config.loading import recipe_files, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.engine.budget import Exceeded
+from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.page import report_html
 from latentsync_ray.report.trials import TrialLog, best_trial, num_distinct_steps, read_trials, write_trials
 from latentsync_ray.search.trial import parameters, trial_number
@@ -73,7 +75,7 @@ class SearchLog(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, store: Store, folder: str):
         self.trials: dict[int, TrialLog] = {}
-        self.stopped_by: str | None = None
+        self.stopped_by: Exceeded | None = None
         """The budget that ends the search, once all in flight is finished."""
         self.lost = 0
         """How many trials have failed because a process was lost that they were to take over from another trial."""
@@ -195,10 +197,6 @@ def _number(trial: Any) -> int:
     return trial_number(trial.trial_id, trial.config)
 
 
-NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": [], "stopped_by": None}
-"""The engine's words on a run that needed no engine."""
-
-
 def read_finished(store: Store, folder: str) -> dict[int, TrialLog] | None:
     """The trials of a search that has ended before without a failure, if what they stand on is still in the store.
 
@@ -228,7 +226,7 @@ def write_report(
     search: SearchConfig,
     recipe: Recipe,
     trials: dict[int, TrialLog],
-    status: dict[str, Any],
+    status: EngineStatus,
     exploits: list[dict[str, Any]],
     syncnet_accuracy: float | None,
     wall_seconds: float,
@@ -241,7 +239,7 @@ def write_report(
         search: What was asked.
         recipe: The recipe before a trial's own values.
         trials: What became of each trial.
-        status: The engine's last words.
+        status: The engine's at the end.
         exploits: Which trial became a clone of which.
         syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
         wall_seconds: Duration of this run.
@@ -263,26 +261,27 @@ def write_report(
 
     without_sharing = sum(trial.num_steps for trial in trials.values())
     distinct = num_distinct_steps(trials)
+    by_status = {
+        s: sum(t.status == s for t in trials.values())
+        for s in ("finished", "stopped", "diverged", "failed", "unfinished")
+    }
     summary = {
         "best": best and _row(search, best),
         "trials": len(trials),
-        "trials_by_status": {
-            s: sum(t.status == s for t in trials.values())
-            for s in ("finished", "stopped", "diverged", "failed", "unfinished")
-        },
-        "steps_trained": sum(totals["num_steps"] for totals in status["trained"].values()),
+        "trials_by_status": by_status,
+        "steps_trained": sum(totals.num_steps for totals in status.trained.values()),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "steps_unfinished": sum(_steps_left(recipe, t) for t in trials.values() if t.status == "unfinished"),
-        "stopped_by": status["stopped_by"],
+        "stopped_by": None if status.stopped_by is None else str(status.stopped_by),
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
-        "gpu_seconds": status["worker_seconds"],
-        "train_seconds": sum(totals["train_seconds"] for totals in status["trained"].values()),
-        "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
+        "gpu_seconds": status.worker_seconds,
+        "train_seconds": sum(totals.train_seconds for totals in status.trained.values()),
+        "validate_seconds": sum(totals.validate_seconds for totals in status.trained.values()),
         "wall_seconds": wall_seconds,
         "exploits": exploits,
         "syncnet_accuracy": syncnet_accuracy,
-        "notices": status["notices"],
+        "notices": list(status.notices),
     }
     store.write_json(f"{folder}/summary.json", summary)
     store.write_bytes(f"{folder}/report.html", report_html(search, trials, summary).encode())
@@ -296,10 +295,9 @@ def write_report(
         f"steps: {summary['steps_trained']} trained now, {distinct} distinct, {without_sharing} without sharing "
         f"(factor {summary['sharing_factor']:.2f})"
     )
-    by_status: dict[str, int] = summary["trials_by_status"]
     if by_status["unfinished"]:
         print(
-            f"stopped by {status['stopped_by']}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
+            f"stopped by {status.stopped_by}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
             f"at most {summary['steps_unfinished']} steps; raise it and run the same command again to go on"
         )
     return by_status["failed"] == 0 and by_status["diverged"] < len(trials)

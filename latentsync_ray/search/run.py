@@ -17,12 +17,13 @@ from latentsync_ray.cluster.connection import nodes_come_and_go
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key
-from latentsync_ray.engine.budget import exceeded, read_spent
+from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.engine import StartedEngine
 from latentsync_ray.engine.environment import environment
-from latentsync_ray.engine.messages import WorkerSetup
+from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
+from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.latentsync.inputs import check_syncnet, ready_inputs
-from latentsync_ray.report.report import NOTHING_DONE, SearchLog, read_finished, write_report
+from latentsync_ray.report.report import SearchLog, read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, leave_unfinished
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
@@ -77,7 +78,7 @@ def run_search(
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+        exit_status = _report(store, folder, search, recipe, finished, EngineStatus(), journal, accuracy, started)
         return exit_status, store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
@@ -103,7 +104,7 @@ def run_search(
         ray.get(engine.actor.begin_again.remote())
     if log.stopped_by is not None:
         leave_unfinished(search, log.trials)
-    status = {**ray.get(engine.actor.status.remote()), "stopped_by": log.stopped_by}
+    status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=log.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     exit_status = _report(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
     ray.get(stopping)
@@ -117,7 +118,7 @@ def _report(
     search: SearchConfig,
     recipe: Recipe,
     trials: dict[int, TrialLog],
-    status: dict[str, Any],
+    status: EngineStatus,
     journal: Journal,
     accuracy: float | None,
     started: float,
@@ -187,7 +188,7 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
         segments.append(following)
     known = "second_stage.num_workers" not in names and not nodes_come_and_go()
     branch_workers = recipe.second_stage.num_workers if known else None
-    engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
+    engine.prefetch.remote(root, segments, branch_workers)
 
 
 def _tuner(
@@ -200,8 +201,8 @@ def _tuner(
 ) -> tune.Tuner:
     """Ray Tune's own search over the space, with decisions journaled and progress logged."""
 
-    def hold(trial: str, key: str) -> None:
-        ray.get(engine.actor.hold.remote(trial, key))
+    def checkpoint(trial: str, key: str) -> None:
+        ray.get(engine.actor.checkpoint.remote(trial, key))
 
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
@@ -211,7 +212,7 @@ def _tuner(
             mode=search.mode,
             num_samples=search.num_samples,
             search_alg=make_search_algorithm(search, journal),
-            scheduler=make_scheduler(search, recipe, journal, hold),
+            scheduler=make_scheduler(search, recipe, journal, checkpoint),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

@@ -17,6 +17,7 @@ from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
 from latentsync_ray.core.transition import Observation, divergence, objective, should_transition
+from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics, Unfinished
 
 POINTER = "pointer.json"
 """File of a checkpoint: the trial's last segment and its history."""
@@ -59,7 +60,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._adopt(config)
         self.last: Segment | None = None
         self.history: list[Observation] = []
-        self.ahead: dict[str, dict[str, float]] = {}
+        self.ahead: Mapping[str, Metrics] = {}
 
     def step(self) -> dict[str, Any]:
         """Decides the stage, asks for the next segment, and reports its metrics."""
@@ -75,13 +76,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         place |= {"start_step": segment.start_step, "parent": segment.parent}
-        if "unfinished" in answer:  # the search ends here, so nobody reads it
-            return {**place, "unfinished": answer["unfinished"], "done": True}
-        if "error" in answer:
+        if isinstance(answer, Unfinished):  # the search ends here, so nobody reads it
+            return {**place, "unfinished": str(answer.by), "done": True}
+        if isinstance(answer, Failed):
             # An exception would have Ray Tune begin the trial again, to meet the same error.
-            return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}
+            return {**place, "error": answer.error, "diverged": answer.diverged, "done": True}
 
-        metrics = {**answer["metrics"]}
+        metrics = {**answer.metrics}
         metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
         self.last = segment
         self.history.append(Observation(segment.end_step, metrics))
@@ -91,12 +92,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         at_end = second_stage_step >= self.recipe.second_stage.num_steps
         # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
         ending = {"at_end": at_end, "done": at_end or "error" in place}
-        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
+        return {**metrics, **place, "cached": answer.cached, "key": segment.key, **ending}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
         if self.last is not None:
-            ray.get(self.engine.hold.remote(self.trial_id, self.last.key))
+            ray.get(self.engine.checkpoint.remote(self.trial_id, self.last.key))
         pointer = {"last": self.last and self.last.to_dict(), "history": self.history}
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
@@ -115,14 +116,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """Tells the engine that nobody waits here any more."""
-        ray.get(self.engine.leave.remote(*self.asker, self.last and self.last.key))
+        ray.get(self.engine.end_trial.remote(*self.asker, self.last and self.last.key))
 
-    def _ask(self, segment: Segment) -> dict[str, Any]:
-        """The engine's answer, unless it was told ahead."""
+    def _ask(self, segment: Segment) -> Answer:
+        """The engine's answer, which it may have given ahead."""
         if segment.key in self.ahead:
-            return {"key": segment.key, "metrics": self.ahead[segment.key], "cached": True}
-        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
-        self.ahead = answer.get("ahead", {})
+            return Finished(self.ahead[segment.key], cached=True, ahead={})
+        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.root, segment))
+        self.ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 
     def _adopt(self, config: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import WorkerSetup
+from latentsync_ray.engine.messages import WorkerOrder, WorkerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,6 +134,6 @@ class OneOrder:
     def join(self, group: str) -> tuple[WorkerSetup, int]:
         return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
 
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    def next_order(self, group: str, number: int) -> WorkerOrder | None:
         segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
-        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
+        return WorkerOrder(segment, None)

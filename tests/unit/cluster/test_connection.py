@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.cluster.connection import check_resources, lacking
 from latentsync_ray.cluster import connection as cluster
+from latentsync_ray.cluster.connection import check_resources, lacking
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig, WorkersConfig
