@@ -9,11 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from latentsync_ray.config.errors import UserError
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the command cleans up and ends, as after Ctrl-C."""
+from latentsync_ray.config.errors import Terminated, UserError
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
