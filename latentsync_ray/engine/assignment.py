@@ -77,6 +77,10 @@ class Assignment:
         self.groups[name] = self._free[name] = Group(name, num_workers)
         return StartGroup(name, num_workers)
 
+    def start_all(self, num_workers: int) -> list[StartGroup]:
+        """Adds all groups for which there is room."""
+        return [self.start_group(num_workers) for _ in range(self.max_groups - len(self.groups))]
+
     def up(self, name: str, now: float) -> None:
         """The workers of a group are ready, the first ones or new ones in their place, and hold no state."""
         group = self.groups[name]

@@ -19,10 +19,10 @@ from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key
 from latentsync_ray.engine.budget import exceeded
-from latentsync_ray.engine.engine import StartedEngine
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
+from latentsync_ray.engine.start import StartedEngine
 from latentsync_ray.latentsync.inputs import check_syncnet, ready_inputs
 from latentsync_ray.report.report import read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
