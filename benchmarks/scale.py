@@ -35,8 +35,9 @@ from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.decisions import StartGroup, StopGroup
 from latentsync_ray.engine.dispatcher import Dispatcher
-from latentsync_ray.engine.engine import MAX_CALLS, Engine, EngineSetup
+from latentsync_ray.engine.engine import Engine
 from latentsync_ray.engine.messages import (
+    EngineSetup,
     Finished,
     GroupSetup,
     SegmentOutcome,
@@ -45,6 +46,7 @@ from latentsync_ray.engine.messages import (
     WorkerOrder,
     WorkerSetup,
 )
+from latentsync_ray.engine.start import MAX_CALLS
 
 SHARED, OWN = 2, 10
 NUM_GROUPS = 8

@@ -62,6 +62,8 @@ class Assignment:
         self._book, self._idle_seconds = book, idle_seconds
         self._free: dict[str, Group] = {}
         """The groups without an order."""
+        self._staying: Counter[int] = Counter()
+        """World size -> number of groups that do not stop."""
         self._num_started = 0
         self._thinks_after: dict[str, str] = {}
         """Trial that has its answer and has not asked again -> key of the answer."""
@@ -75,7 +77,12 @@ class Assignment:
         self._num_started += 1
         name = f"group-{self._num_started}"
         self.groups[name] = self._free[name] = Group(name, num_workers)
+        self._staying[num_workers] += 1
         return StartGroup(name, num_workers)
+
+    def start_all(self, num_workers: int) -> list[StartGroup]:
+        """Adds all groups for which there is room."""
+        return [self.start_group(num_workers) for _ in range(self.max_groups - len(self.groups))]
 
     def up(self, name: str, now: float) -> None:
         """The workers of a group are ready, the first ones or new ones in their place, and hold no state."""
@@ -91,12 +98,13 @@ class Assignment:
 
     def stop_group(self, name: str) -> StopGroup:
         """Has a group get no more orders."""
-        self.groups[name].phase = Phase.STOPPING
+        self._leave(self.groups[name])
         return StopGroup(name)
 
     def remove_group(self, name: str) -> None:
         """A group has ended; its order is settled before."""
-        del self.groups[name], self._free[name]
+        self._leave(self._free.pop(name))
+        del self.groups[name]
 
     # Orders
 
@@ -172,31 +180,31 @@ class Assignment:
             may_begin: Whether orders may begin and groups start; otherwise free groups are stopped at once.
             check_idle: Whether to stop groups that have been free for too long.
         """
-        sizes = self._book.ready.sizes()
-        if not sizes and not check_idle:
+        wanted = self._book.ready.sizes()
+        if not wanted and not check_idle:
             return []
         decisions: list[Decision] = []
-        if sizes and may_begin:
-            decisions += self._hand_out(now)
-            decisions += [self.start_group(size) for size in self._sizes_to_start()]
+        if wanted and may_begin:
+            if self._free:
+                self._hand_out(now, decisions)
+            if len(self.groups) < self.max_groups:
+                decisions += [self.start_group(size) for size in self._sizes_to_start()]
         if check_idle:
             decisions += self._stop_idle(now, may_begin)
-        in_the_way = self._in_the_way()
-        if in_the_way is not None:
-            decisions.append(self.stop_group(in_the_way.name))
-        if sizes and may_begin and self._lingers():
-            decisions.append(DecideAgain(LINGER_SECONDS))
+        if wanted and self._free:
+            in_the_way = self._in_the_way()
+            if in_the_way is not None:
+                decisions.append(self.stop_group(in_the_way.name))
+            if may_begin and any(group.phase is Phase.UP for group in self._free.values()):
+                decisions.append(DecideAgain(LINGER_SECONDS))
         return decisions
 
-    def _hand_out(self, now: float) -> Iterator[TrainOrder]:
+    def _hand_out(self, now: float, decisions: list[Decision]) -> None:
         for name in sorted(self._free):
             if self._free[name].phase is Phase.UP:
                 order = self.assign(name, now)
                 if order is not None:
-                    yield TrainOrder(name, order)
-
-    def _lingers(self) -> bool:
-        return any(group.phase is Phase.UP for group in self._free.values())
+                    decisions.append(TrainOrder(name, order))
 
     def _best(self, group: Group) -> Order | None:
         """The order with the most waiters; among equals one that follows the state that the group holds."""
@@ -216,8 +224,6 @@ class Assignment:
     def _sizes_to_start(self) -> list[int]:
         """World sizes of the groups that distinct waiting work asks for, within the maximum."""
         room = self.max_groups - len(self.groups)
-        if room <= 0:
-            return []
         free = Counter(group.num_workers for group in self._free.values())
         wanted: list[int] = []
         for order in self._book.in_sequence():
@@ -243,9 +249,15 @@ class Assignment:
     def _in_the_way(self) -> Group | None:
         """A free group without work of its size, where another size is wanted and there is no room for it."""
         wanted = self._book.ready.sizes()
-        if not wanted or len(self.groups) < self.max_groups:
+        if self._staying.total() < self.max_groups or wanted <= self._staying.keys():
             return None
-        staying = [group for group in self.groups.values() if group.phase is not Phase.STOPPING]
-        if len(staying) < self.max_groups or wanted <= {group.num_workers for group in staying}:
-            return None
-        return next((g for g in staying if g.order is None and g.num_workers not in wanted), None)
+        staying = (group for group in self.groups.values() if group.phase is not Phase.STOPPING)
+        return next((group for group in staying if group.order is None and group.num_workers not in wanted), None)
+
+    def _leave(self, group: Group) -> None:
+        """The group makes room, now or as soon as it has ended."""
+        if group.phase is not Phase.STOPPING:
+            group.phase = Phase.STOPPING
+            self._staying[group.num_workers] -= 1
+            if not self._staying[group.num_workers]:
+                del self._staying[group.num_workers]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from latentsync_ray.engine.background import Background
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.known import KnownSegments
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.spending import Spending
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 from latentsync_ray.store.upkeep import others_running, states_of_others
-
-InBackground = Callable[..., asyncio.Future[None]]
-"""Starts a coroutine that nobody waits for."""
 
 
 class Cleaning:
@@ -25,7 +23,7 @@ class Cleaning:
         known: Knows how large they are.
         spending: Is told what was freed.
         notices: For what keeps states from being deleted.
-        in_background: Starts a coroutine that nobody waits for.
+        background: Where it runs.
     """
 
     def __init__(
@@ -35,13 +33,13 @@ class Cleaning:
         known: KnownSegments,
         spending: Spending,
         notices: Notices,
-        in_background: InBackground,
+        background: Background,
     ):
         self._store, self._dispatcher, self._known = store, dispatcher, known
-        self._spending, self._notices, self._in_background = spending, notices, in_background
+        self._spending, self._notices, self._background = spending, notices, background
         self._passed: set[str] = set()
         """Keys whose states the trials of this search have passed."""
-        self._running: asyncio.Future[None] | None = None
+        self._running: asyncio.Task[None] | None = None
         self._allowed = False
         """Whether no other search runs in this store, which may need any state in it."""
         self._of_others: set[str] = set()
@@ -52,7 +50,7 @@ class Cleaning:
         self._passed.update(keys)
         idle = self._running is None or self._running.done()
         if idle and self._passed and self._allowed:
-            self._running = self._in_background(self._delete_passed())
+            self._running = self._background.start(self._delete_passed())
 
     def forget(self) -> None:
         """All trials have ended, and others will go where they went."""

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-import ray
-
-from latentsync_ray.cluster.ray_internals import HEAD_NODE
-from latentsync_ray.config.search import BudgetConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.answers import Answers
+from latentsync_ray.engine.background import Background
 from latentsync_ray.engine.cleaning import Cleaning
 from latentsync_ray.engine.decisions import DecideAgain, StartGroup, StopGroup, TrainOrder
 from latentsync_ray.engine.dispatcher import Dispatcher
@@ -26,11 +21,10 @@ from latentsync_ray.engine.groups import run_group
 from latentsync_ray.engine.known import KnownSegments, Result
 from latentsync_ray.engine.messages import (
     Answer,
+    EngineSetup,
     EngineStatus,
     Failed,
     Finished,
-    GroupSetup,
-    InTraining,
     OrderFailure,
     SegmentOutcome,
     Unfinished,
@@ -43,42 +37,15 @@ from latentsync_ray.engine.pool import Run, WorkerPool, in_own_thread
 from latentsync_ray.engine.recovery import Recovery
 from latentsync_ray.engine.reservations import Reservations
 from latentsync_ray.engine.spending import Spending
+from latentsync_ray.engine.status import status_of
 from latentsync_ray.engine.totals import Totals
 from latentsync_ray.store import StorageError, Store
 
-MAX_CALLS = 100_000
-"""Calls that the engine has open at once; every trial that waits is one, and its workers must get through to it."""
 MAX_ENGINE_LOSSES = 3
 """This often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 _PREFETCH = "prefetch"
 _NOTE_SECONDS = 5.0
 """How often it is written down what has been spent."""
-
-
-@dataclass(frozen=True)
-class EngineSetup:
-    """What an engine is for."""
-
-    groups: GroupSetup
-    """What worker groups are started with; its `engine` is this actor's name."""
-    keep_first_stage_from: int
-    """Stage-one states from this global_step on are kept."""
-    budget: BudgetConfig
-    """What the search may spend."""
-    num_trials: int
-    """How many trials there will be in all."""
-
-
-@dataclass(frozen=True)
-class StartedEngine:
-    """An engine that runs."""
-
-    actor: Any
-    """Its handle."""
-    name: str
-    """By which other processes find it."""
-    results: str
-    """Folder or URI below which Ray may write its own files."""
 
 
 class Engine:
@@ -97,7 +64,8 @@ class Engine:
         self.recovery = Recovery(self.dispatcher, self.known, self.answers, self.pool, self.notices, clock)
         stored_bytes = 0 if setup.budget.storage_gb is None else store.state_bytes()
         self.spending = Spending(setup.budget, stored_bytes, self.pool.seconds_held, clock)
-        self.cleaning = Cleaning(store, self.dispatcher, self.known, self.spending, self.notices, self._in_background)
+        self.background, self._groups = Background(self.notices), Background(self.notices)
+        self.cleaning = Cleaning(store, self.dispatcher, self.known, self.spending, self.notices, self.background)
         self._setup, self._clock = setup, clock
         self._inputs: WorkerSetup | None = None
         self._processes: dict[str, str] = {}
@@ -106,9 +74,6 @@ class Engine:
         self._asked = self._closed = False
         self._serving = asyncio.Event()
         self._decision_due: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Future[Any]] = set()
-        """What runs in the background; asyncio itself forgets a task that nobody refers to."""
-        self._group_tasks: set[asyncio.Future[Any]] = set()
 
     # For the driver, at the start
 
@@ -171,10 +136,7 @@ class Engine:
         result = self.known.results.get(key)
         if result is None:
             try:
-                result = await self.known.find(key)
-                if result is None:
-                    await self.known.learn_ancestors(segment)
-                    result = self.known.results.get(key)  # it may have been finished meanwhile
+                result = await self.known.find_or_learn(segment)
             except StorageError as error:
                 self.answers.broken = Failed(str(error))
             if self.answers.broken is not None:
@@ -288,20 +250,7 @@ class Engine:
 
     async def status(self) -> EngineStatus:
         """What is going on, for the live view and the summary."""
-        groups = self.dispatcher.assignment.groups.values()
-        training = tuple(
-            InTraining(group.name, group.order.segment, len(group.order.waiters)) for group in groups if group.order
-        )
-        return EngineStatus(
-            training=training,
-            num_groups=len(self.pool.runs),
-            num_starting=self.pool.num_starting(),
-            num_queued=len(self.dispatcher.book.orders) - len(training),
-            trained=dict(self.totals.by_stage),
-            worker_seconds=self.pool.seconds_held(),
-            notices=tuple(self.notices.lines),
-            stopped_by=self.spending.stopped_by(bool(training)),
-        )
+        return status_of(self.dispatcher, self.pool, self.totals, self.spending, self.notices)
 
     async def begin_again(self) -> None:
         """All trials have ended, and others will go through what they went through."""
@@ -324,14 +273,13 @@ class Engine:
         await self.pool.wait_for_ends()
         await self._write_notes()
         self.cleaning.delete()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # `_report_failure` logs what fails
+        await self.background.wait()
 
     # Inside
 
     def _decide(self, check_idle: bool = False) -> None:
         """Carries out what the dispatcher decides after everything that happens."""
-        may_begin = not self._closed and self.spending.used_up is None
-        for decision in self.dispatcher.decide(self._clock(), may_begin, check_idle):
+        for decision in self.dispatcher.decide(self._clock(), self._may_begin(), check_idle):
             match decision:
                 case TrainOrder(group) | StopGroup(group):
                     self.pool.runs[group].wake()
@@ -340,16 +288,15 @@ class Engine:
                 case DecideAgain(seconds) if self._decision_due is None:
                     self._decision_due = asyncio.get_running_loop().call_later(seconds, self._decide_again)
 
+    def _may_begin(self) -> bool:
+        return not self._closed and self.spending.used_up is None
+
     def _decide_again(self) -> None:
         self._decision_due = None
         self._decide()
 
     def _start(self, group: StartGroup) -> None:
-        run = self.pool.start(group)
-        task = asyncio.ensure_future(self._run_to_end(run))
-        self._group_tasks.add(task)
-        task.add_done_callback(self._group_tasks.discard)
-        task.add_done_callback(self._report_failure)
+        self._groups.start(self._run_to_end(self.pool.start(group)))
 
     def _stop(self, group: str) -> None:
         self.dispatcher.assignment.stop_group(group)
@@ -358,11 +305,14 @@ class Engine:
     def _start_in_time(self, num_steps: int) -> None:
         """Starts the other groups when they will be up in so many steps, and no sooner."""
         joined, per_step = self.pool.joined(), self.totals.newest_seconds_per_step
-        if self._closed or self.spending.used_up is not None or not joined or per_step is None:
-            return
-        if num_steps * per_step <= joined[0].startup_seconds:
-            for _ in range(self._setup.groups.workers.max_groups - len(self.pool.runs)):
-                self._start(self.dispatcher.assignment.start_group(joined[0].num_workers))
+        if (
+            self._may_begin()
+            and joined
+            and per_step is not None
+            and num_steps * per_step <= joined[0].startup_seconds
+        ):
+            for group in self.dispatcher.assignment.start_all(joined[0].num_workers):
+                self._start(group)
 
     async def _run_group(self, name: str, num_workers: int) -> str | None:
         """Runs a group to its end."""
@@ -396,25 +346,3 @@ class Engine:
     async def _write_notes(self) -> None:
         await self.spending.write_down(self.notes)
         await self.cleaning.look_for_others(self.notes.folder)
-
-    def _in_background(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._report_failure)
-        return task
-
-    def _report_failure(self, task: asyncio.Future[Any]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self.notices.add(f"engine: {task.exception()}")
-
-
-def start_engine(setup: EngineSetup) -> Any:
-    """Starts the engine of a search as a named actor, which Ray restarts whenever it is lost; the engine counts.
-
-    It runs on the head node: Ray Train starts its controllers on the engine's node, which must not be one that comes
-    and goes. A soft affinity for the node does not suffice: under load Ray has placed engines elsewhere.
-    """
-    options = {"name": setup.groups.engine, "num_cpus": 0, "resources": {HEAD_NODE: 0.001}}
-    limits = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": MAX_CALLS}
-    return ray.remote(Engine).options(**options, **limits).remote(setup)

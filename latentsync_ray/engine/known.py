@@ -54,6 +54,19 @@ class KnownSegments:
                 self._dispatcher.add_done(segment, state["status"] == "kept")
         return self.results.get(key)  # a worker may have published it while the store was read
 
+    async def find_or_learn(self, segment: Segment) -> Result | None:
+        """A segment's result; if there is none, its ancestors are known afterwards, so that it can be ordered.
+
+        Raises:
+            DamagedEntryError: An ancestor is gone.
+            StorageError: The store cannot be read.
+        """
+        result = await self.find(segment.key)
+        if result is None:
+            await self.learn_ancestors(segment)
+            result = self.results.get(segment.key)  # it may have been finished meanwhile
+        return result
+
     async def learn_ancestors(self, segment: Segment) -> None:
         """Tells the dispatcher of stored ancestors, back to one whose state is kept.
 

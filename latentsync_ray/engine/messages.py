@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from latentsync_ray.config.plain import Settings
-from latentsync_ray.config.search import WorkersConfig
+from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 
@@ -73,6 +73,20 @@ class GroupSetup:
     """Folder or URI below which Ray may write its own files."""
     preemptible: bool
     """Whether nodes may be taken away, of which a notice is looked for after every step."""
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """What an engine is for."""
+
+    groups: GroupSetup
+    """What worker groups are started with; its `engine` is this actor's name."""
+    keep_first_stage_from: int
+    """Stage-one states from this global_step on are kept."""
+    budget: BudgetConfig
+    """What the search may spend."""
+    num_trials: int
+    """How many trials there will be in all."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from latentsync_ray.core.segment import NUMERICS
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.budget import exceeded
-from latentsync_ray.engine.engine import StartedEngine
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
+from latentsync_ray.engine.start import StartedEngine
 from latentsync_ray.report.report import read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending

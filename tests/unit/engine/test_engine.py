@@ -13,10 +13,11 @@ from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
-from latentsync_ray.engine.engine import Engine, EngineSetup
+from latentsync_ray.engine.engine import Engine
 from latentsync_ray.engine.known import Result
 from latentsync_ray.engine.messages import (
     Answer,
+    EngineSetup,
     Failed,
     Fault,
     Finished,
