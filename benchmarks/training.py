@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.data.aligned import read_clip
 from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.media import read_clip
 from latentsync_ray.inputs import ready_inputs
 from latentsync_ray.learn.autoencoder import encode_latents
 from latentsync_ray.learn.stage import LatentSyncTraining

@@ -20,13 +20,14 @@ from torch import Tensor
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.data.aligned import read_clip
 from latentsync_ray.data.clips import PreparedClips
+from latentsync_ray.data.container import VIDEO_SUFFIXES
 from latentsync_ray.data.media import (
     SAMPLES_PER_FRAME,
     Clip,
     audio_windows,
     from_pcm,
-    read_clip,
     read_mask,
     resize_mask,
     write_clip,
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.out}: must be an .mp4; name another file")
     if not 1 <= options.steps <= 1000:
         raise UserError(f"--steps: must be from 1 to 1000, got {options.steps}; 20 is usual")
-    is_own = options.clip is not None and options.clip.lower().endswith(".mp4")
+    is_own = options.clip is not None and Path(options.clip).suffix.lower() in VIDEO_SUFFIXES
     for name in ("audio_encoder", "resolution", "mask"):
         if getattr(options, name) is not None and not is_own:
             raise UserError(

@@ -22,6 +22,7 @@ from latentsync_ray.cli import run_cli
 from latentsync_ray.cluster import cluster
 from latentsync_ray.config import UserError
 from latentsync_ray.data.clips import ClipRecord, PreparedClips
+from latentsync_ray.data.container import VIDEO_SUFFIXES, printable
 from latentsync_ray.data.facemesh import check_installed
 from latentsync_ray.encode import ClipEncoder
 from latentsync_ray.pipeline import Outcome, Settings, Source, encode_files, write_json
@@ -29,27 +30,41 @@ from latentsync_ray.prepare import held_out, is_prepared, publish, stderr_consol
 from latentsync_ray.segment import digest
 
 
-def find_sources(folder: Path) -> list[Source]:
-    """Finds the .mp4 files in a folder and below, each named by its relative path without the suffix.
+def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
+    """Finds the videos in a folder and below, each named by its relative path without the suffix.
 
-    Their keys are made of names, sizes and times of change, as make and rsync tell files apart: reading terabytes
-    before a run can go on would take hours.
+    What is hidden is skipped, and so is another link to a video that is there already, which might else be both
+    trained and validated on.
+
+    Keys are made of names, sizes and times of change, as make and rsync tell files apart: reading terabytes before
+    a run can go on would take hours.
+
+    Returns:
+        The sources, and a line about each link that is skipped.
 
     Raises:
         UserError: if it is no folder, or holds none.
     """
+    kinds = " ".join(VIDEO_SUFFIXES)
     if not folder.is_dir():
-        raise UserError(f"{folder}: must be a folder of .mp4 files, is none; give another")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() == ".mp4" and path.is_file()]
+        raise UserError(f"{folder}: must be a folder of {kinds} files, is none; give another")
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
-        raise UserError(f"{folder}: no .mp4 in it or below; give the folder that holds the videos")
-    sources = []
-    for path in sorted(paths):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        raise UserError(f"{folder}: no {kinds} in it or below; give the folder that holds the videos")
+    sources: list[Source] = []
+    notices: list[str] = []
+    seen: dict[tuple[int, int], Path] = {}
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
         stats = [file.stat() for file in (path, path.with_suffix(".wav")) if file.is_file()]
-        key = digest([path.relative_to(folder).as_posix(), *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
-        sources.append(Source(name, str(path.absolute()), key))
-    return sources
+        first = seen.setdefault((stats[0].st_dev, stats[0].st_ino), path)
+        if first != path:
+            notices.append(f"skipped {printable(path)}: is the same file as {printable(first)}")
+            continue
+        place = path.relative_to(folder)
+        key = digest([printable(place), *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
+        sources.append(Source(printable(place.with_suffix("")), str(path.absolute()), key))
+    return sorted(sources, key=lambda source: source.path), notices
 
 
 @dataclass
@@ -59,13 +74,21 @@ class Progressed:
     num_clips: int
     clips: list[ClipRecord] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
-        """Takes note of one of its clips."""
+    def add(self, outcome: Outcome) -> list[str]:
+        """Takes note of one of its clips. Returns what is to be said of it."""
+        self.num_clips = min(self.num_clips, outcome.num_clips)  # fewer, where reading has failed on the way
         if outcome.clip is None:
             self.left_out.append(outcome.reason)
-        else:
-            self.clips.append(outcome.clip)
+            return [f"left out {outcome.reason}"]
+        self.clips.append(outcome.clip)
+        self.warnings += [f"{outcome.clip.name}: {warning}" for warning in outcome.warnings]
+        return [f"warning: {outcome.clip.name}: {warning}" for warning in outcome.warnings]
+
+    def said(self) -> list[str]:
+        """What there is to be said of it, a line each."""
+        return [f"left out {reason}" for reason in self.left_out] + [f"warning: {text}" for text in self.warnings]
 
     @property
     def is_complete(self) -> bool:
@@ -107,7 +130,7 @@ class WorkFolder:
         try:
             values = json.loads((self._sources / f"{source.key}.json").read_text())
             clips = [ClipRecord(**clip) for clip in values["clips"]]
-            done = Progressed(values["num_clips"], clips, values["left_out"])
+            done = Progressed(values["num_clips"], clips, values["left_out"], values["warnings"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return done if all((self.set / clip.file).is_file() for clip in clips) else None
@@ -172,8 +195,8 @@ def prepare_files(
     done = {source.key: progressed for source in sources if (progressed := work.read(source)) is not None}
     if done:
         console.print(f"{len(done)} of {len(sources)} files were done before")
-    for reason in (reason for progressed in done.values() for reason in progressed.left_out):
-        console.print(f"left out {reason}")
+    for line in (line for progressed in done.values() for line in progressed.said()):
+        console.print(line)
     missing = [source for source in sources if source.key not in done]
     if missing:
         with _no_warnings_of_restarts(), cluster():
@@ -210,9 +233,8 @@ def _encode(
         task = progress.add_task("preparing", total=len(sources))
         for number, outcome in enumerate(encode_files(sources, settings, work.set, work.records, work.attempts), 1):
             one = progressed.setdefault(outcome.source, Progressed(outcome.num_clips))
-            one.add(outcome)
-            if outcome.reason:
-                console.print(f"left out {outcome.reason}")
+            for line in one.add(outcome):
+                console.print(line)
             if one.is_complete:
                 work.write(outcome.source, one)
                 progress.advance(task)
@@ -236,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m latentsync_ray.preprocess", description="Prepares videos for training."
     )
-    parser.add_argument("videos", type=Path, help="folder of .mp4 files with sound, searched recursively")
+    parser.add_argument("videos", type=Path, help="folder of videos with sound, searched recursively")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--raw", action="store_true", help="footage: find, align and cut out faces (aligned clips)")
     parser.add_argument("--vae", required=True, help="folder or hub id of a diffusers autoencoder")
@@ -252,7 +274,7 @@ def main() -> None:
     parser.add_argument("--mask", type=Path, help="picture, black where to generate (an ellipse over the lower face)")
     parser.add_argument("--face-models", type=Path, help="folder with MediaPipe's mediapipe/modules (its wheel's)")
     args = parser.parse_args()
-    sources = find_sources(args.videos)
+    sources, notices = find_sources(args.videos)
     if args.raw:
         check_installed(args.face_models)
     settings = Settings(
@@ -263,6 +285,8 @@ def main() -> None:
         raw=args.raw,
         face_models=args.face_models and args.face_models.absolute(),
     )
+    for notice in notices:
+        stderr_console().print(notice)
     prepare_files(sources, args.out.absolute(), settings, args.validation)
 
 

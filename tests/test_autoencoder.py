@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 
 from latentsync_ray.config import UserError
-from latentsync_ray.data.media import read_clip, to_pixels
+from latentsync_ray.data.aligned import read_clip
+from latentsync_ray.data.media import to_pixels
 from latentsync_ray.learn.autoencoder import (
     decode_latents,
     encode_latents,

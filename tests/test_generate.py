@@ -12,7 +12,8 @@ from torch import Tensor
 
 from latentsync_ray.config import UserError
 from latentsync_ray.configfiles import load_recipe, recipe_files
-from latentsync_ray.data.media import Clip, face_mask, read_clip, resize_mask, write_clip
+from latentsync_ray.data.aligned import read_clip
+from latentsync_ray.data.media import Clip, face_mask, resize_mask, write_clip
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.generate import main
 from latentsync_ray.inputs import ready_inputs

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from latentsync_ray.config import UserError
+from latentsync_ray.data.aligned import read_clip
 from latentsync_ray.data.media import (
     FPS,
     MEL_COLUMNS_PER_SECOND,
@@ -26,7 +27,6 @@ from latentsync_ray.data.media import (
     first_mel_column,
     mel_spectrogram,
     num_mel_columns,
-    read_clip,
     read_mask,
     resize_frame,
     resize_mask,

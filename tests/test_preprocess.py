@@ -14,8 +14,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
+from latentsync_ray.data.aligned import read_clip
 from latentsync_ray.data.clips import PreparedClips, _draw_ref_start, keyed_generator
-from latentsync_ray.data.media import Clip, face_mask, from_pcm, mel_spectrogram, read_clip, resize_frame, to_pixels
+from latentsync_ray.data.media import Clip, face_mask, from_pcm, mel_spectrogram, resize_frame, to_pixels
 from latentsync_ray.encode import AudioEncoder
 from latentsync_ray.learn.autoencoder import encode_latents, load_autoencoder
 from latentsync_ray.prepare import held_out, prepare

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from latentsync_ray.config import UserError
-from latentsync_ray.data.container import jumped, reading
+from latentsync_ray.data.container import jumped, printable, reading
 from latentsync_ray.data.media import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, resize_frame
 from latentsync_ray.data.pictures import read_frames
 from latentsync_ray.data.quality import picture_warnings, sound_warnings
@@ -43,4 +43,4 @@ def read_clip(path: Path, resolution: int | None = None) -> Clip:
         wave = first.wave[: len(frames) * SAMPLES_PER_FRAME]
         pictures = np.stack(frames)
         warnings = (*picture_warnings(pictures), *sound_warnings(wave, sound.cancels))
-        return Clip(path.stem, pictures, wave, warnings)
+        return Clip(printable(path.stem), pictures, wave, warnings)

@@ -1,5 +1,6 @@
-"""Files that FFmpeg reads: which of their tracks are taken, what their clock says, and which file an error is about."""
+"""Files that FFmpeg reads: which of their tracks are taken, what their clock says, whose fault an error is."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ _RESTART_SECONDS = 1e6
 """What the stamps are raised by where a clock has jumped back: longer than any recording."""
 
 _WORDS = {"video": "video", "audio": "sound"}
+
+
+def printable(path: Path | str) -> str:
+    r"""Returns a file's name as text; bytes that are not UTF-8 are written as \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -83,6 +89,6 @@ class Clock:
 def jumped(path: Path, kind: Literal["video", "audio"], seconds: float) -> UserError:
     """The reason for leaving out a clip in which a clock jumps, `seconds` after the first frame."""
     return UserError(
-        f"{path}: the clock of its {_WORDS[kind]} jumps by more than {MAX_JUMP_SECONDS:g} s, {seconds:.2f} s after its"
-        " first frame; cut it there or convert it again"
+        f"{path}: the clock of its {_WORDS[kind]} jumps by more than {MAX_JUMP_SECONDS:g} s, {seconds:.2f} s after"
+        " its first frame; cut it there or convert it again"
     )

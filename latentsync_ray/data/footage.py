@@ -168,11 +168,14 @@ def _no_face(path: Path, track: FaceTrack, num_beyond: int, face_models: Path | 
 def _has_small_face(path: Path, faceless: npt.NDArray[np.intp], face_models: Path | None) -> bool:
     """Looks closely at some of the frames, by place in the track, in which no face was found."""
     chosen = {int(part[len(part) // 2]) for part in np.array_split(faceless, NUM_CLOSE_LOOKS) if len(part)}
-    frames = enumerate(frame for _, frame in read_frames(path, may_jump=True))
-    return any(has_small_face(frame, face_models) for i, frame in islice(frames, max(chosen, default=-1) + 1) if i in chosen)
+    until = max(chosen, default=-1) + 1
+    frames = enumerate(islice(read_frames(path, may_jump=True), until))
+    return any(has_small_face(frame, face_models) for place, (_, frame) in frames if place in chosen)
 
 
-def _cut_out(path: Path, track: FaceTrack, sound: Sound, cutouts: Sequence[_Cutout], resolution: int) -> Iterator[Clip]:
+def _cut_out(
+    path: Path, track: FaceTrack, sound: Sound, cutouts: Sequence[_Cutout], resolution: int
+) -> Iterator[Clip]:
     with reading(path):
         frames = enumerate(frame for _, frame in read_frames(path, int(track.numbers[-1]) + 1, may_jump=True))
         for number, cutout in enumerate(cutouts):

@@ -1,4 +1,4 @@
-"""The picture of a video: 25 frames a second of what is on screen, turned, mirrored and stretched as it is to be shown."""
+"""The picture of a video: 25 frames a second of what is on screen, upright and with square pixels."""
 
 import shlex
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TRUNCATION_TOLERANCE_SECONDS = 0.2
 MAX_SAMPLE_ASPECT = 4.0
 
 _HDR = {16: "PQ", 18: "HLG"}
-"""Transfer characteristics (ITU-T H.273, table 3) that look flat and pale where they are shown as if they were BT.709."""
+"""Transfer characteristics (ITU-T H.273, table 3) that look flat and pale where they are taken for BT.709."""
 
 _HDR_FILTERS = (
     "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"

@@ -23,10 +23,11 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from latentsync_ray.config import UserError
+from latentsync_ray.data.aligned import read_clip
 from latentsync_ray.data.clips import PreparedClips
 from latentsync_ray.data.facemesh import FaceMesh, check_installed
 from latentsync_ray.data.faces import anchors
-from latentsync_ray.data.media import Clip, read_clip, write_clip
+from latentsync_ray.data.media import Clip, write_clip
 
 pytestmark = pytest.mark.slow
 
