@@ -11,7 +11,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +31,9 @@ from latentsync_ray.encode import ClipEncoder
 from latentsync_ray.pipeline import Outcome, Settings, Source, encode_files, write_json
 from latentsync_ray.prepare import held_out, is_prepared, publish, stderr_console
 from latentsync_ray.segment import digest
+
+PROGRESS_SECONDS = 15.0
+"""How often progress is told where the output is no terminal."""
 
 
 def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
@@ -199,7 +205,7 @@ def prepare_files(
         console.print(line)
     missing = [source for source in sources if source.key not in done]
     if missing:
-        with _no_warnings_of_restarts(), cluster():
+        with _quiet_cluster():
             done |= _encode(missing, settings, work, console)
 
     records = [clip for progressed in done.values() for clip in progressed.clips]
@@ -213,15 +219,57 @@ def prepare_files(
 
 
 @contextlib.contextmanager
-def _no_warnings_of_restarts() -> Iterator[None]:
-    """Ray would warn of every actor that Ray Data is ready to start again; it reads the level when it is started."""
+def _quiet_cluster() -> Iterator[None]:
+    """Starts or joins Ray without what its backend says on standard error.
+
+    It would warn of every actor that Ray Data is ready to start again. A variable turns this off, which Ray announces
+    in a line of its own as it starts. That line is dropped, whatever else is said meanwhile is passed on.
+    """
     set_before = "RAY_BACKEND_LOG_LEVEL" in os.environ
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with contextlib.ExitStack() as stack:
+        try:
+            with _stderr_without(b"Set ray log level from environment variable"):
+                stack.enter_context(cluster())
+            yield
+        finally:
+            if not set_before:
+                del os.environ["RAY_BACKEND_LOG_LEVEL"]
+
+
+@contextlib.contextmanager
+def _stderr_without(text: bytes) -> Iterator[None]:
+    """Keeps back the lines of standard error, of libraries in C++ too, that contain a text."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if text not in line))
+
+
+@contextlib.contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Calls a function again and again, from a thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        if not set_before:
-            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+        ended.set()
+        thread.join()
 
 
 def _encode(
@@ -229,16 +277,27 @@ def _encode(
 ) -> dict[str, Progressed]:
     """Prepares sources on the cluster, keeping each that is complete. Returns what became of them, by key."""
     progressed: dict[str, Progressed] = {}
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("preparing", total=len(sources))
-        for number, outcome in enumerate(encode_files(sources, settings, work.set, work.records, work.attempts), 1):
+    num_files = num_clips = 0
+
+    def state() -> str:
+        return f"preparing: {num_files} of {len(sources)} files, {num_clips} clips"
+
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        if console.is_terminal:
+            bar = stack.enter_context(Progress(console=console, transient=True))
+            task = bar.add_task(state(), total=len(sources))
+        else:
+            stack.enter_context(every(PROGRESS_SECONDS, lambda: console.print(state())))
+        for outcome in encode_files(sources, settings, work.set, work.records, work.attempts):
             one = progressed.setdefault(outcome.source, Progressed(outcome.num_clips))
             for line in one.add(outcome):
                 console.print(line)
             if one.is_complete:
                 work.write(outcome.source, one)
-                progress.advance(task)
-            progress.update(task, description=f"preparing: {number} clips")
+            num_files, num_clips = num_files + one.is_complete, num_clips + 1
+            if bar is not None:
+                bar.update(task, completed=num_files, description=state())
     for source in sources:
         one = progressed.setdefault(source.key, Progressed(0))
         if not one.num_clips or not one.is_complete:
