@@ -364,14 +364,30 @@ def _origin(key: str, origins: dict[str, Path]) -> tuple[Path, str]:
 
 
 def _resolve_paths(node: DictConfig, base: Path, sources: Iterable[str]) -> None:
-    """Makes the folder of the data and the folders among the networks' sources absolute; hub ids stay as they are."""
+    """Makes the folder of the data and the networks' sources that are paths absolute; hub ids stay as they are."""
     for key in ("data.folder", *sources):
         value = OmegaConf.select(node, key)
-        if isinstance(value, str) and (value.startswith((".", "/", "~")) or key == "data.folder"):
+        if isinstance(value, str) and (is_path(value, base) or key == "data.folder"):
             section, _, _ = key.rpartition(".")
             for frozen in (node, OmegaConf.select(node, section) if section else node):
                 OmegaConf.set_readonly(frozen, False)
-            OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
+            OmegaConf.update(node, key, str(_absolute(value, base)))
+
+
+def is_path(source: str, base: Path) -> bool:
+    """Tells whether a network's source is a path: it looks like one, or exists. Else it is a hub id.
+
+    Args:
+        source: A path or a hub id, `owner/name`.
+        base: What a relative path is relative to, if not to the working directory.
+    """
+    return source.startswith((".", "/", "~")) or _absolute(source, base).exists()
+
+
+def _absolute(source: str, base: Path) -> Path:
+    path = Path(source).expanduser()
+    is_elsewhere = not source.startswith(".") and not (base / path).exists() and path.exists()
+    return ((Path.cwd() if is_elsewhere else base) / path).resolve()
 
 
 def _one_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from latentsync_ray.data.clips import FORMAT, PreparedClips
 from latentsync_ray.data.sync_windows import held_out_windows
 from latentsync_ray.data.synthetic import synthetic_clips
 from latentsync_ray.learn.autoencoder import load_autoencoder, weights_sha256
-from latentsync_ray.learn.pretrained import load_pretrained
+from latentsync_ray.learn.pretrained import hub_revision, load_pretrained
 from latentsync_ray.learn.stage import LatentSyncTraining
 from latentsync_ray.learn.sync_training import sync_accuracy
 from latentsync_ray.learn.syncnet import StableSyncNet
@@ -169,7 +169,9 @@ def drawn_clips(data: DataConfig, vae: str, audio_encoder: str) -> DataConfig:
 
 
 def source_fingerprint(name: str, source: str) -> str:
-    """SHA-256 over the names and contents of a folder's files, or of a file; of the name itself for a hub id.
+    """SHA-256 over the names and contents of a folder's files, or of a file; over name and revision for a hub id.
+
+    The revision is left out where neither the hub nor its cache on this machine knows it.
 
     Raises:
         UserError: There is no such file or folder; says under which `name` it was asked for.
@@ -177,7 +179,7 @@ def source_fingerprint(name: str, source: str) -> str:
     path = Path(source)
     hasher = hashlib.sha256()
     if not path.is_absolute():
-        hasher.update(f"hub {source}".encode())
+        hasher.update(f"hub {source} {hub_revision(source)}".encode())
         return hasher.hexdigest()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:

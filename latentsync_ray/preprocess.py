@@ -24,6 +24,7 @@ from rich.progress import Progress
 from latentsync_ray.cli import run_cli
 from latentsync_ray.cluster import cluster
 from latentsync_ray.config import UserError
+from latentsync_ray.configfiles import is_path
 from latentsync_ray.data.clips import ClipRecord, PreparedClips
 from latentsync_ray.data.container import VIDEO_SUFFIXES, printable
 from latentsync_ray.data.facemesh import check_installed
@@ -307,9 +308,8 @@ def _encode(
 
 
 def _located(network: str) -> str:
-    """Makes the name of a folder hold wherever a process runs; leaves hub ids alone."""
-    path = Path(network).expanduser()
-    return str(path.absolute()) if path.is_dir() else network
+    """Makes the name of a path hold wherever a process runs; leaves hub ids alone."""
+    return str(Path(network).expanduser().absolute()) if is_path(network, Path.cwd()) else network
 
 
 def main() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from latentsync_ray.config import Recipe, UserError
 from latentsync_ray.configfiles import load_recipe, load_syncnet, with_overrides
-from latentsync_ray.inputs import check_syncnet, prepared_clips, ready_inputs
+from latentsync_ray.inputs import check_syncnet, prepared_clips, ready_inputs, source_fingerprint
+from latentsync_ray.learn.pretrained import hub_revision
 from latentsync_ray.learn.sync_training import build_syncnet
 from latentsync_ray.store import Store
 
@@ -91,3 +93,57 @@ def test_a_syncnet_for_another_number_of_frames(recipe: Recipe, tmp_path: Path) 
     other = with_overrides(recipe, {"data.num_frames": 12})
     with pytest.raises(UserError, match=r"cannot be used .* name a StableSyncNet for data\.num_frames \(12\)"):
         check_syncnet(Store(str(tmp_path)), *ready_inputs(other))
+
+
+def test_a_folder_is_that_folder_whether_or_not_its_name_begins_with_a_dot(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute, so that it holds in every process, and named by its contents."""
+    folder = tmp_path / "models" / "autoencoder"
+    shutil.copytree(recipe.components.vae, folder)
+    monkeypatch.chdir(tmp_path)
+    found = with_overrides(recipe, {"components.vae": "models/autoencoder"}).components.vae
+    assert found == str(folder)
+    before = source_fingerprint("components.vae", found)
+    assert before == source_fingerprint("components.vae", recipe.components.vae)
+    (folder / "config.json").write_text("{}")
+    assert source_fingerprint("components.vae", found) != before
+    assert with_overrides(recipe, {"components.vae": "owner/name"}).components.vae == "owner/name"
+
+
+def test_names_in_a_file_are_relative_to_it_or_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(DEMO, tmp_path / "configs" / "demo")
+    file = tmp_path / "configs" / "demo" / "recipe.yaml"
+    file.write_text(
+        file.read_text()
+        .replace("../../assets/demo/autoencoder", "models/vae")
+        .replace("../../assets/demo/lpips", "models/lpips")
+        .replace("../../assets/demo/syncnet", "hub/syncnet")
+    )
+    (tmp_path / "configs" / "demo" / "models" / "vae").mkdir(parents=True)
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    (tmp_path / "models" / "lpips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    components = load_recipe(Path("configs/demo")).components
+    assert components.vae == str(tmp_path / "configs" / "demo" / "models" / "vae")
+    assert components.lpips == str(tmp_path / "models" / "lpips")
+    assert components.syncnet == "hub/syncnet"
+
+
+def test_a_hub_id_counts_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's cache has it, where the hub is not asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    fingerprints = [source_fingerprint("components.vae", "owner/name")]
+    for commit in ("a" * 40, "b" * 40):
+        folder = tmp_path / "models--owner--name"
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text("{}")
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+        assert hub_revision("owner/name") == commit
+        fingerprints.append(source_fingerprint("components.vae", "owner/name"))
+    assert len(set(fingerprints)) == 3
+    assert hub_revision("owner/other") is None and hub_revision("no hub id at all") is None

@@ -18,7 +18,8 @@ from latentsync_ray.data.container import open_track
 from latentsync_ray.data.facemesh import check_installed
 from latentsync_ray.data.faces import MIN_INSIDE, MIN_MASKED_INSIDE
 from latentsync_ray.data.footage import read_footage
-from latentsync_ray.data.media import FPS, SAMPLE_RATE, Clip, face_mask
+from latentsync_ray.data.media import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, face_mask, write_clip
+from latentsync_ray.data.pictures import read_frames
 
 STRETCH = round(0.4 * SAMPLE_RATE)
 FARTHEST = round(0.1 * SAMPLE_RATE)
@@ -165,6 +166,20 @@ def test_footage_whose_edge_cuts_the_chin(faults: Path, face_mesh: None) -> None
         UserError, match=rf"raw_edge396\.mp4: .*in 75 of them cut off by the picture's edge \({limits}"
     ):
         read_footage(faults / "raw_edge396.mp4", 256, GENERATED, None)
+
+
+def test_footage_whose_face_is_too_small(faults: Path, tmp_path: Path, face_mesh: None) -> None:
+    """A face of 97 pixels in a picture of 1920, where MediaPipe finds none."""
+    frames = np.full((25, 1080, 1920, 3), 60, np.uint8)
+    for (_, frame), canvas in zip(read_frames(faults / "raw_reference.mp4", 25), frames, strict=True):
+        canvas[60:1020, 700:1240] = frame
+    write_clip(tmp_path / "small.mp4", Clip("small", frames, np.zeros(25 * SAMPLES_PER_FRAME, np.float32)))
+    with pytest.raises(UserError) as refused:
+        read_footage(tmp_path / "small.mp4", 256, GENERATED, None)
+    assert str(refused.value) == (
+        f"{tmp_path}/small.mp4: must show one face for 1 s on end, shows one in 0 of 25 frames with sound; faces were"
+        " found that are too small (10 % of the picture's width is the limit); remove it"
+    )
 
 
 @pytest.mark.slow

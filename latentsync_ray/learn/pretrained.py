@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 _MOST_NAMES = 8
 
@@ -31,6 +33,22 @@ def load_pretrained(network_class: Any, source: str | Path, exact: bool = False)
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             raise ValueError(f"{kind}: {', '.join(names[:_MOST_NAMES])}{more}")
     return network
+
+
+def hub_revision(source: str) -> str | None:
+    """Returns the commit that a hub id stands for: the hub's newest, or without the hub that of its cache.
+
+    Args:
+        source: A hub id, `owner/name`.
+
+    Returns:
+        The commit's hash; None if there is no such network on the hub or in the cache.
+    """
+    try:
+        file = hf_hub_download(source, "config.json")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return None
+    return Path(file).parent.name  # snapshots/COMMIT/config.json
 
 
 @contextmanager

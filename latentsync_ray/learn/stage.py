@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from latentsync_ray.config import LOSS_TERMS, LossConfig, StageConfig
+from latentsync_ray.config import LOSS_TERMS, LossConfig, StageConfig, UserError
 from latentsync_ray.learn.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.learn.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
 from latentsync_ray.learn.interop import read_weights
@@ -69,7 +69,14 @@ class LatentSyncTraining:
             unet = UNet3DConditionModel(**config.model)
         select_trainable(unet, config.trainable_modules)
         if start is not None:
-            warm_start(unet, read_weights(start, "meta"))
+            weights = read_weights(start, "meta")
+            try:
+                warm_start(unet, weights)
+            except ValueError as error:
+                raise UserError(
+                    f"components.unet: {start} must fit the UNet of the stage that starts: {error}; name a checkpoint"
+                    " of such a UNet, or change `model` in the stage's file"
+                ) from None
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         """Builds UNet, optimizer and LR schedule; see `Training.build`."""

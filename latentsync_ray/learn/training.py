@@ -23,6 +23,8 @@ class Training(Protocol):
     def check(config: StageConfig, start: str | None) -> None:
         """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time.
 
+        A UserError says that what it is to start from does not fit.
+
         Args:
             config: The stage's settings.
             start: Weights that it is to start from (`components.unet`), if it is the one to start.
