@@ -79,7 +79,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ComponentsConfig:
-    """The frozen networks and the first weights; what begins with `.`, `/` or `~`, or exists, is a path, else a hub id."""
+    """The frozen networks and the first weights; a path begins with `.`, `/` or `~`, or exists; all else is a hub id."""
 
     vae: str
     """AutoencoderKL or AutoencoderTiny (diffusers)."""
