@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# What finds faces in footage; its wheels end with Python 3.12 (latentsync_ray/data/facemesh.py).
+# What finds faces in footage; its wheels end with Python 3.12 (latentsync_ray/latentsync/data/facemesh.py).
 face: .venv/.face
 
 .venv/.face: $(STAMP)

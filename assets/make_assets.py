@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.data.media import SAMPLE_RATE, first_mel_column, mel_spectrogram, num_mel_columns
-from latentsync_ray.data.synthetic import synthetic_clips
-from latentsync_ray.learn.autoencoder import decode_latents, encode_latents, load_autoencoder
-from latentsync_ray.learn.losses import LPIPS, TREPALoss, cosine_loss
-from latentsync_ray.learn.sync_training import sync_accuracy
-from latentsync_ray.learn.syncnet import StableSyncNet
+from latentsync_ray.latentsync.data.media import SAMPLE_RATE, first_mel_column, mel_spectrogram, num_mel_columns
+from latentsync_ray.latentsync.data.synthetic import synthetic_clips
+from latentsync_ray.latentsync.losses import LPIPS, TREPALoss, cosine_loss
+from latentsync_ray.latentsync.models.autoencoder import decode_latents, encode_latents, load_autoencoder
+from latentsync_ray.latentsync.syncnet.model import StableSyncNet
+from latentsync_ray.latentsync.syncnet.training import sync_accuracy
 
 DEMO = Path(__file__).parent / "demo"
 TRAIN_SEED, HELD_OUT_SEED = 1000, 2000

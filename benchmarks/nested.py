@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import Any
 
-from latentsync_ray.cluster import cluster  # sets what Ray reads when it is imported
+from latentsync_ray.cluster.connection import cluster  # sets what Ray reads when it is imported
 
 # isort: split
 import ray
@@ -23,24 +23,25 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from latentsync_ray.configfiles import load_search, with_overrides
-from latentsync_ray.inputs import ready_inputs
-from latentsync_ray.suggestions import domain
+from latentsync_ray.config.loading import with_overrides
+from latentsync_ray.config.searchfiles import load_search
+from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.search.suggestions import tune_domain
+from latentsync_ray.store import Store
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """Both stages of one trial, with the same validation at the same boundaries as ours."""
     import torch
 
-    from latentsync_ray.data.clips import PreparedClips
-    from latentsync_ray.learn.stage import LatentSyncTraining
-    from latentsync_ray.learn.training import TrainingSetup
+    from latentsync_ray.latentsync.data.clips import PreparedClips
+    from latentsync_ray.latentsync.stage import Stages, StagesSetup
 
     recipe = config["recipe"]
     torch.set_num_threads(recipe.first_stage.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    training = LatentSyncTraining(
-        TrainingSetup(
+    training = Stages(
+        StagesSetup(
             PreparedClips.open(recipe.data.folder),
             recipe.components,
             recipe.validation,
@@ -84,13 +85,13 @@ def main() -> None:
     file, *arguments = sys.argv[1:]
     started = time.monotonic()
     search, recipe = load_search(file, arguments)
-    recipe, _ = ready_inputs(recipe)
     with cluster(), tempfile.TemporaryDirectory() as scratch:
+        recipe = ready_inputs(recipe, Store(scratch)).recipe
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0, "memory": 2**28}
             ),
-            param_space={name: domain(space) for name, space in search.param_space.items()},
+            param_space={name: tune_domain(space) for name, space in search.param_space.items()},
             tune_config=tune.TuneConfig(
                 search_alg=BasicVariantGenerator(
                     max_concurrent=search.workers.max_groups, random_state=search.sampling_seed

@@ -10,12 +10,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentsync_ray.branch import find_record
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import UserError
-from latentsync_ray.segment import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.report.trials import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
-from latentsync_ray.triallog import read_trials
+from latentsync_ray.store.lineage import find_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.out}: must not exist yet; name another file or folder")
     segment, weights = stored_weights(options.results, options.trial, options.stage, options.segment)
 
-    from latentsync_ray.learn.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
+    from latentsync_ray.latentsync.models.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
 
     if options.out.suffix in OFFICIAL_SUFFIXES:
         write_official(options.out, weights, segment["end_step"])

@@ -19,12 +19,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config import Recipe, UserError
-from latentsync_ray.configfiles import load_recipe
-from latentsync_ray.data.aligned import read_clip
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.container import VIDEO_SUFFIXES
-from latentsync_ray.data.media import (
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.export import find_results, stored_weights
+from latentsync_ray.latentsync.config import LatentSyncRecipe
+from latentsync_ray.latentsync.data.aligned import read_clip
+from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES
+from latentsync_ray.latentsync.data.media import (
     SAMPLES_PER_FRAME,
     Clip,
     audio_windows,
@@ -33,12 +35,11 @@ from latentsync_ray.data.media import (
     resize_mask,
     write_clip,
 )
-from latentsync_ray.encode import AudioEncoder, clip_tensors
-from latentsync_ray.export import find_results, stored_weights
-from latentsync_ray.inputs import prepared_clips
-from latentsync_ray.learn.autoencoder import Autoencoder, decode_latents, latent_factor, load_autoencoder
-from latentsync_ray.learn.sampling import sample_latents
-from latentsync_ray.learn.unet import UNet3DConditionModel
+from latentsync_ray.latentsync.inputs import prepared_clips
+from latentsync_ray.latentsync.models.autoencoder import Autoencoder, decode_latents, latent_factor, load_autoencoder
+from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
+from latentsync_ray.latentsync.preparation.encode import AudioEncoder, clip_tensors
+from latentsync_ray.latentsync.sampling import sample_latents
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))
         recipe = load_recipe(Path(scratch))
+    if not isinstance(recipe, LatentSyncRecipe):
+        raise UserError(f"{options.results}: must be a search of LatentSync's, got {recipe.training}; name another")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unet = UNet3DConditionModel(**segment["config"]["model"])
     unet.load_state_dict(weights)
@@ -163,7 +166,7 @@ def _prepared_clip(clips: PreparedClips, name: str | None, num_frames: int) -> t
 
 
 def _own_clip(
-    options: argparse.Namespace, recipe: Recipe, vae: Autoencoder, factor: int
+    options: argparse.Namespace, recipe: LatentSyncRecipe, vae: Autoencoder, factor: int
 ) -> tuple[str, dict[str, Tensor], Tensor]:
     """The same of an mp4 with the mask that it is given, else that of the prepared set, resized."""
     audio_encoder = options.audio_encoder or recipe.components.audio_encoder

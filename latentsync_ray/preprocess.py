@@ -22,16 +22,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.cluster import cluster
-from latentsync_ray.config import UserError
-from latentsync_ray.configfiles import is_path
-from latentsync_ray.data.clips import ClipRecord, PreparedClips
-from latentsync_ray.data.container import VIDEO_SUFFIXES, printable
-from latentsync_ray.data.facemesh import check_installed
-from latentsync_ray.encode import ClipEncoder
-from latentsync_ray.pipeline import Outcome, Settings, Source, encode_files, write_json
-from latentsync_ray.prepare import held_out, is_prepared, publish, stderr_console
-from latentsync_ray.segment import digest
+from latentsync_ray.cluster.connection import cluster
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.schema import is_path
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.latentsync.data.clips import ClipRecord, PreparedClips
+from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES, printable
+from latentsync_ray.latentsync.data.facemesh import check_installed
+from latentsync_ray.latentsync.preparation.encode import ClipEncoder
+from latentsync_ray.latentsync.preparation.pipeline import Outcome, Settings, Source, encode_files, write_json
+from latentsync_ray.latentsync.preparation.prepare import held_out, is_prepared, publish, stderr_console
 
 PROGRESS_SECONDS = 15.0
 """How often progress is told where the output is no terminal."""

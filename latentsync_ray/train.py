@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.configfiles import search_of_one
+from latentsync_ray.config.searchfiles import search_of_one
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.start_from:
         search = dataclasses.replace(search, start_from=options.start_from, start_stage=options.stage)
 
-    from latentsync_ray.launch import launch  # Ray takes seconds, which a mistyped key need not
+    from latentsync_ray.search.launch import launch  # Ray takes seconds, which a mistyped key need not
 
     return launch(search, recipe)
 

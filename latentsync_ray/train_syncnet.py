@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.configfiles import load_syncnet
+from latentsync_ray.latentsync.syncnet.config import load_syncnet
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = load_syncnet(options.config, options.overrides)
 
-    from latentsync_ray.syncnet_run import run_syncnet  # Ray and torch take seconds, which a mistyped key need not
+    from latentsync_ray.latentsync.syncnet.run import (
+        run_syncnet,  # Ray and torch take seconds, which a mistyped key need not
+    )
 
     return run_syncnet(config)
 

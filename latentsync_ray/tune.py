@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.configfiles import load_search
+from latentsync_ray.config.searchfiles import load_search
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     search, recipe = load_search(options.search_space, options.overrides)
 
-    from latentsync_ray.launch import launch  # Ray takes seconds, which a mistyped key need not
+    from latentsync_ray.search.launch import launch  # Ray takes seconds, which a mistyped key need not
 
     return launch(search, recipe)
 

@@ -22,7 +22,7 @@ def cluster() -> Iterator[None]:
     """A Ray cluster on this machine, for all tests of a module."""
     import ray
 
-    import latentsync_ray.cluster as _  # noqa: F401  (sets what Ray reads from the environment)
+    import latentsync_ray.cluster.connection as _  # noqa: F401  (sets what Ray reads from the environment)
 
     ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False, object_store_memory=200 * 2**20)
     yield

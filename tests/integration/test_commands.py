@@ -16,7 +16,7 @@ from helpers import Outcome, results_folder
 from trivial import TrivialTraining
 
 from latentsync_ray import export, train
-from latentsync_ray.configfiles import load_recipe
+from latentsync_ray.config.loading import load_recipe
 
 pytestmark = pytest.mark.slow
 

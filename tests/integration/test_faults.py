@@ -18,11 +18,11 @@ import psutil
 import pytest
 from helpers import OneOrder, Outcome, ray_processes, results_folder, when, write_search
 
-from latentsync_ray.groups import empty_places, remove_what_is_left, run_group
-from latentsync_ray.orders import GroupSetup
-from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.config.search import WorkersConfig
+from latentsync_ray.engine.groups import empty_places, remove_what_is_left, run_group
+from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.search.trial import Trial
 from latentsync_ray.store import Store
-from latentsync_ray.trial import Trial
 
 pytestmark = pytest.mark.slow
 
@@ -248,7 +248,9 @@ def test_a_trial_lost_as_it_takes_over_a_process(
 ) -> None:
     """Ray Tune tries no trial again that was not running yet; the search does."""
     space = make_search(param_space={"transition.at_step": {"grid": [4, 8, 12, 16]}}, max_concurrent_trials=2)
-    monkeypatch.setattr("latentsync_ray.search.Trial", type("Dying", (DiesOnce,), {"mark": str(tmp_path / "mark")}))
+    monkeypatch.setattr(
+        "latentsync_ray.search.run.Trial", type("Dying", (DiesOnce,), {"mark": str(tmp_path / "mark")})
+    )
     outcome = run_search(space)
     assert (tmp_path / "mark").exists()
     assert outcome.exit_status == 0
@@ -350,10 +352,14 @@ def test_a_clip_that_turns_unreadable_in_mid_run(make_search: Any, run_search: A
     assert rows == clean.trials
 
 
-def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_was_trained_and_leaves_nothing_else(
+    sent: signal.Signals, status: int, make_search: Any, tmp_path: Path
+) -> None:
     space = make_search(stage={"first_stage": {"step_seconds": 0.4}, "second_stage": {"step_seconds": 0.4}})
     command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "RAY_ADDRESS": "local", "TMPDIR": str(tmp_path / "tmp")}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -367,10 +373,14 @@ def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None
     assert records(), "nothing was trained in two minutes"
     children = psutil.Process(process.pid).children(recursive=True)
     started = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)  # what a terminal does
+    else:
+        process.send_signal(sent)
     output, errors = process.communicate(timeout=60)
     assert time.monotonic() - started < 10
-    assert process.returncode == 130
+    assert process.returncode == status
+    assert not list((tmp_path / "tmp").glob("latentsync_ray-*"))
     assert "Traceback" not in output + errors
     kept = records()
     assert kept

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from helpers import OneOrder, Outcome, ray_processes
 
-from latentsync_ray.groups import run_group
-from latentsync_ray.orders import GroupSetup
-from latentsync_ray.search_config import WorkersConfig
+from latentsync_ray.config.search import WorkersConfig
+from latentsync_ray.engine.groups import run_group
+from latentsync_ray.engine.messages import GroupSetup
 from latentsync_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]

@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config import UserError
-from latentsync_ray.data.aligned import read_clip
-from latentsync_ray.data.clips import PreparedClips
-from latentsync_ray.data.facemesh import FaceMesh, check_installed
-from latentsync_ray.data.faces import anchors
-from latentsync_ray.data.media import Clip, write_clip
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.data.aligned import read_clip
+from latentsync_ray.latentsync.data.clips import PreparedClips
+from latentsync_ray.latentsync.data.facemesh import FaceMesh, check_installed
+from latentsync_ray.latentsync.data.faces import anchors
+from latentsync_ray.latentsync.data.media import Clip, write_clip
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from helpers import ROOT
 from safetensors.torch import load_file
 
 from latentsync_ray import train_syncnet
-from latentsync_ray.learn.syncnet import StableSyncNet
+from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 
 pytestmark = pytest.mark.slow
 

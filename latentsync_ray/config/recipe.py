@@ -1,0 +1,140 @@
+"""A recipe: a whole two-stage training. What every training has is here; a training adds its own sections.
+
+A training (`core.training.Training`) names a subclass of `Recipe` with its own frozen dataclasses, for example
+`latentsync.config.LatentSyncRecipe`. `loading` reads it from a folder of YAML files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from latentsync_ray.config.errors import Complaint, seed_complaints
+from latentsync_ray.config.transition import TransitionConfig
+
+FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A validation metric that a training knows."""
+
+    mode: Mode = "min"
+    """Whether less or more of it is better."""
+    missing: str = ""
+    """What the recipe lacks to measure it, for example `components.syncnet`; empty if it is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage, as far as every training has it: on how many processes, and where its report boundaries are."""
+
+    num_workers: int = 1
+    """Processes that train one trial together (the world size)."""
+    num_threads: int = 1
+    """CPU threads of each process; the last bits of a sum depend on it."""
+    report_every_steps: int = 20
+    """Validation, checkpoint and decisions come at multiples of this many of the stage's steps."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        for name in ("num_workers", "num_threads", "report_every_steps"):
+            if getattr(self, name) < 1:
+                yield name, "must be at least 1", "raise it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStageConfig(StageConfig):
+    """Stage two, which has a fixed length."""
+
+    num_steps: int = 100
+    """Steps from the transition to the end of the trial."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        yield from super().complaints()
+        if self.num_steps < 1 or (self.report_every_steps >= 1 and self.num_steps % self.report_every_steps):
+            rule = f"must be a positive multiple of report_every_steps ({self.report_every_steps})"
+            yield "num_steps", rule, "move it to a report boundary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole two-stage training; a training's own class adds the sections that it needs."""
+
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of values that are folders; a relative one is below the folder of the file that names it."""
+    sources: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of values that are a folder, a file, or the id of a model on a hub."""
+    not_in_key: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of values on which what is trained does not depend, or whose contents have fingerprints."""
+    shape_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings of a stage on which the shapes of its state depend: who goes on from a state must have the same."""
+
+    transition: TransitionConfig
+    """When stage one ends."""
+    first_stage: StageConfig
+    """Stage one, from `first_stage.yaml`."""
+    second_stage: SecondStageConfig
+    """Stage two, from `second_stage.yaml`."""
+    divergence_factor: float | None = 10.0
+    """A trial whose `val/objective` has grown to this many times its best is stopped; null lets it go on."""
+    training: str = "latentsync_ray.latentsync.training:LatentSync"
+    """The training: `module:Class`, or `file.py:Class` with a file relative to the recipe's folder."""
+    seed: int = 0
+    """Initial weights and all that is drawn in training are pure functions of it."""
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """The validation metrics by name, as `Training.validate` returns them under this recipe."""
+        raise NotImplementedError(f"{type(self).__name__}.metrics: must name the training's metrics")
+
+    def objective(self) -> Mapping[str, float]:
+        """Weights of `val/objective` by metric: what trials are compared by, whatever their own losses are."""
+        raise NotImplementedError(f"{type(self).__name__}.objective: must give weights to metrics")
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break together."""
+        yield from boundary_complaints(self.transition, self.first_stage.report_every_steps)
+        if self.divergence_factor is not None and not self.divergence_factor > 1:
+            yield "divergence_factor", "must be above 1", "10 is usual, null switches it off"
+        for name in ("plateau", "below"):
+            condition = getattr(self.transition, name)
+            if condition is not None:
+                for rule, remedy in metric_complaints(condition.metric, self.metrics(), "min"):
+                    yield f"transition.{name}.metric", rule, remedy
+        yield from seed_complaints(self.seed)
+
+
+def boundary_complaints(transition: TransitionConfig, every: int) -> Iterator[Complaint]:
+    """The rules of steps that must be boundaries of stage one, which lie `every` steps apart."""
+    rule = f"must be a multiple of first_stage.report_every_steps ({every})"
+    for name in ("at_step", "min_step", "max_step"):
+        step = getattr(transition, name)
+        if every >= 1 and step is not None and step % every:
+            remedy = f"move it to {max(every, round(step / every) * every)}"
+            yield f"transition.{name}", rule, remedy
+    plateau = transition.plateau
+    if plateau is not None and every >= 1 and plateau.patience_steps % every:
+        remedy = f"move it to {max(every, round(plateau.patience_steps / every) * every)}"
+        yield "transition.plateau.patience_steps", rule, remedy
+
+
+def metric_complaints(
+    name: str, metrics: Mapping[str, Metric], mode: Mode | None = None
+) -> Iterator[tuple[str, str]]:
+    """The rule that a metric's name breaks, and the remedy, if it cannot be used.
+
+    Args:
+        name: Of the metric.
+        metrics: Those of the recipe.
+        mode: Whether less or more of it must be better; None if either will do.
+    """
+    usable = [known for known, metric in metrics.items() if mode in (None, metric.mode)]
+    if name not in usable:
+        what = {None: "a validation metric", "min": "a validation metric of which less is better"}
+        rule = what.get(mode, "a validation metric of which more is better")
+        yield f"must be {rule}", "choose one of " + ", ".join(usable)
+    elif metrics[name].missing:
+        yield f"needs {metrics[name].missing}", "give it or choose another metric"

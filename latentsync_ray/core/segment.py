@@ -1,0 +1,59 @@
+"""Segments: stretches of training between two report boundaries under constant hyperparameters.
+
+A segment's key names its whole lineage back to step 0, so that within one environment a key has one result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from latentsync_ray.config.plain import Settings
+from latentsync_ray.core.hashing import digest
+
+NUMERICS = 5
+"""Raised by hand when a change of the code changes the numbers that training gives; a golden test guards it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of training; equal keys mean equal results."""
+
+    parent: str
+    """Key of the segment before, or of the root for the first one."""
+    stage: str
+    """`first_stage` or `second_stage`."""
+    config: Settings
+    """The stage's effective settings: plain values only."""
+    start_step: int
+    """global_step of the parent; the lineage implies it, so it is not in the key."""
+    stage_start_step: int
+    """global_step at which the stage began; the lineage implies it, so it is not in the key."""
+    end_step: int
+    """global_step at the end."""
+    seed: int = 0
+    """Of all random draws; the root's key implies it, so it is not in the key."""
+
+    key: str = field(init=False)
+    """SHA-256 of the canonical JSON of parent, stage, config and end_step, in hexadecimal."""
+
+    def __post_init__(self) -> None:
+        """Computes the key."""
+        named = {"parent": self.parent, "stage": self.stage, "config": self.config, "end_step": self.end_step}
+        object.__setattr__(self, "key", digest(named))
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in the segment."""
+        return self.end_step - self.start_step
+
+    @property
+    def num_workers(self) -> int:
+        """World size of the worker group that can train it."""
+        num_workers = self.config["num_workers"]
+        assert isinstance(num_workers, int)
+        return num_workers
+
+    def to_dict(self) -> Settings:
+        """Plain values, for JSON; `Segment(**values)` reads them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}

@@ -1,1 +1,0 @@
-"""Clips: synthetic ones, reading, preparing and sampling them."""

@@ -1,0 +1,1 @@
+"""Who trains what: the engine's actor, its decisions, worker groups and their workers."""

@@ -1,0 +1,228 @@
+"""The loop of a warm Ray Train worker: orders come from the engine, results go to the store and the engine."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import socket
+import time
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.collective
+import ray.train.torch
+import torch
+from PIL import Image
+
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.loading import recipe_from_plain, stage_config
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.training import Training, TrainingSetup, load_training
+from latentsync_ray.engine.environment import environment
+from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
+from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Runs on every rank of a worker group until the engine has no more orders."""
+    setup, group = config["setup"], config["group"]
+    assert isinstance(setup, GroupSetup)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    engine = ray.get_actor(setup.engine)
+    load_training(setup.training)  # its libraries load while the driver readies the inputs
+    joined = ray.get(engine.join.remote(group)) if rank == 0 else None
+    inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
+    worker = _Worker(setup, group, rank, world_size, inputs)
+
+    order = ray.get(engine.next_order.remote(group, number))
+    while order is not None:
+        outcome = None
+        try:
+            if rank == 0:
+                worker.begin(order, engine, number)
+            outcome = worker.execute(order)
+        except _LeftAloneError:
+            raise
+        except _PreemptedError:
+            if rank == 0:
+                ray.get(engine.leaves.remote(group, number))
+            return
+        except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
+            worker.forget()
+            lost_parent = order["segment"]["parent"] if isinstance(error, DamagedEntryError) else None
+            explained = isinstance(error, UserError | FloatingPointError)
+            message = str(error) if explained else f"{type(error).__name__}: {error}"
+            one_line = " ".join(message.split())
+            fault = "diverged" if isinstance(error, FloatingPointError) else "error"
+            fault = "storage" if isinstance(error, StorageError) else fault
+            # Other ranks may hang in a collective operation that this one has left: all of them start anew.
+            restarting = world_size > 1
+            ray.get(engine.failed.remote(group, number, one_line, fault, restarting, lost_parent))
+            if restarting:
+                raise
+        if outcome is not None:
+            following = engine.finished.remote(group, number, outcome)
+        else:
+            following = engine.next_order.remote(group, number + 1)
+        number += 1
+        order = ray.get(following)
+
+
+class _PreemptedError(Exception):
+    """The node of a rank is about to be taken away; what was trained of the segment is stored."""
+
+
+class _LeftAloneError(Exception):
+    """Something that this process lives by was killed, which ends it too; another group gets the order."""
+
+
+class _Worker:
+    """One rank: the training that it keeps warm, and the key of the state in its memory."""
+
+    def __init__(
+        self,
+        setup: GroupSetup,
+        group: str,
+        rank: int,
+        world_size: int,
+        inputs: WorkerSetup,
+    ):
+        self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
+        self.training_class = load_training(setup.training)
+        self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
+        self.store = Store(setup.storage)
+        self.training: Training[Any] | None = None
+        self.seed: int | None = None
+        self.held: str | None = None
+        self.built: tuple[str, Any] | None = None
+        self.start_sha256: str | None = None
+        self.raylet = os.getppid()
+
+    def forget(self) -> None:
+        """After a fault, nothing in memory is trusted."""
+        self.training = self.held = self.built = None
+
+    def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
+        """Notes that order `number` is begun; raises instead if whoever it lives by is gone.
+
+        A worker lives on for a moment when its controller, the engine or the node's raylet is killed.
+        """
+        try:
+            ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
+            stands = ray.get(engine.holds.remote(self.group, number))
+        except Exception as error:
+            raise _LeftAloneError from error
+        if not stands or os.getppid() != self.raylet:
+            raise _LeftAloneError
+        who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
+        self.store.log_execution(Segment(**order["segment"]).key, who)
+
+    def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
+        """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
+        segment = Segment(**order["segment"])
+        started = time.perf_counter()
+        training, steps = self._restore(segment, order)
+        restored = time.perf_counter()
+
+        # Train.
+        for global_step in range(segment.start_step + len(steps), segment.end_step):
+            steps.append(training.step(global_step, global_step - segment.stage_start_step))
+            # All ranks are told at the same step.
+            if self.setup.preemptible and ray.train.get_preemption_info() is not None:
+                if self.rank == 0:
+                    progress = {"steps": steps, "start_weights_sha256": self.start_sha256}
+                    self.store.write_partial(segment.key, progress, training.state())
+                raise _PreemptedError
+        trained = time.perf_counter()
+
+        # Validate.
+        metrics = training.validate()
+        for name in steps[0]:
+            metrics[f"train/{name}"] = sum(step[name] for step in steps) / len(steps)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"step {segment.end_step}: {name} is {value}")
+        validated = time.perf_counter()
+
+        # Publish: state first, record last.
+        self.held = segment.key
+        if self.rank != 0:
+            return None
+        state, preview = training.state(), training.preview()
+        picture = io.BytesIO()
+        if preview is not None:
+            Image.fromarray(preview.numpy()).save(picture, "PNG")
+        record = {
+            "segment": segment.to_dict(),
+            "metrics": metrics,
+            "steps": steps,
+            "start_weights_sha256": self.start_sha256,
+            "weights_sha256": weights_sha256(state),
+            "environment": environment(),
+            "timings": {
+                "restore_seconds": restored - started,
+                "train_seconds": trained - restored,
+                "validate_seconds": validated - trained,
+            },
+        }
+        stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
+        return {"metrics": metrics, "state": stored["state"], "timings": stored["timings"]}
+
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[dict[str, float]]]:
+        """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
+
+        It is at the end of the parent segment, or where another worker had to leave this one.
+        """
+        config = stage_config(self.recipe, segment.stage, segment.config)
+        torch.set_num_threads(config.num_threads)
+        if self.training is None or self.seed != segment.seed:
+            self.forget()
+            self.training, self.seed = self._new_training(segment.seed), segment.seed
+        training = self.training
+        self.start_sha256 = None  # it goes on with what it has
+        if self.held == segment.parent and self.built == (segment.stage, segment.config):
+            return training, []
+        state_stage = order["parent_stage"]
+        partial, state = self._left_off(segment.key)
+        if partial is not None:
+            state_stage = segment.stage
+        elif order["parent_state"] is None:
+            state = None
+        elif self.held == segment.parent:
+            state = training.state()
+        else:
+            state = self.store.read_state(segment.parent, order["parent_state"])
+        self.held = None
+        training.build(segment.stage, config, state, state_stage)
+        self.built = (segment.stage, segment.config)
+        if partial is not None:
+            self.start_sha256 = partial["start_weights_sha256"]
+            return training, list(partial["steps"])
+        if state is not None and self.rank == 0:
+            started = training.state()
+            self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
+        return training, []
+
+    def _left_off(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | tuple[None, None]:
+        """What a worker that had to leave this segment has kept of it, and the state there; the same on all ranks."""
+        if not self.setup.preemptible:
+            return None, None
+        try:
+            kept = self.store.read_partial(key) if self.rank == 0 else None
+            partial = ray.train.collective.broadcast_from_rank_zero(kept)
+            if partial is None:
+                return None, None
+            return partial, self.store.read_partial_state(key, partial["state"])
+        except DamagedEntryError as error:
+            self.store.drop_partial(key)
+            raise RuntimeError(f"{error}; it will be trained from its beginning") from None
+
+    def _new_training(self, seed: int) -> Training[Any]:
+        # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        device = ray.train.torch.get_device()
+        return self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))

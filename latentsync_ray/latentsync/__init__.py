@@ -1,0 +1,1 @@
+"""The built-in training: LatentSync's models, losses, stages, data and preparation."""

@@ -1,0 +1,1 @@
+"""LatentSync's networks, their checkpoints, and how frozen ones are loaded."""

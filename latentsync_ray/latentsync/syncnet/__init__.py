@@ -1,0 +1,1 @@
+"""StableSyncNet: the model, its training, and how well it tells clips."""

@@ -1,1 +1,0 @@
-"""The learning core: plain torch, no Ray."""

@@ -1,0 +1,1 @@
+"""What a search would train and take, before anything is trained."""

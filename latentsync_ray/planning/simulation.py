@@ -1,0 +1,290 @@
+"""A search on a virtual clock: the decisions of the very dispatcher that runs, groups that only let time pass."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from bisect import insort
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from latentsync_ray.config.recipe import SECOND_STAGE
+from latentsync_ray.config.search import TrialSchedulerConfig
+from latentsync_ray.core.course import Course
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
+from latentsync_ray.engine.dispatcher import LINGER_SECONDS, YIELD_SECONDS, Dispatcher
+
+THINK_SECONDS = 0.1
+"""From a trial's answer to its next question: the way through Ray Tune."""
+
+GoOn = Callable[[int, Segment], bool]
+"""Whether a trial goes on after a segment, by number."""
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial before it runs."""
+
+    number: int
+    """Order of creation."""
+    recipe: TrialRecipe
+    """With the trial's own values."""
+    root: str
+    """Key of the state before the first step."""
+
+    def walk(self) -> Iterator[Segment]:
+        """The segments that the trial asks for; its metrics are not known."""
+        course = Course(self.recipe, self.root)
+        while (segment := course.next()) is not None:
+            yield segment
+            course.passed(segment, {})
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What things take, in seconds."""
+
+    step_seconds: Mapping[str, float]
+    """Stage -> one step with its share of validation, on all workers of a group together."""
+    startup_seconds: float
+    """From the time that a group has its GPUs until it trains."""
+    idle_seconds: float
+    """A group without work for so long is given back."""
+
+    def seconds(self, segment: Segment) -> float:
+        """Duration of a segment."""
+        return segment.num_steps * self.step_seconds[segment.stage]
+
+    def gpu_seconds(self, segment: Segment) -> float:
+        """Duration times the GPUs that are busy."""
+        return self.seconds(segment) * segment.num_workers
+
+
+@dataclass
+class Outcome:
+    """What a simulated search took."""
+
+    makespan_seconds: float = 0.0
+    """From the start to the end of the last trial."""
+    gpu_seconds: float = 0.0
+    """For which GPUs were held: starting, training and idle."""
+    trained: list[Segment] = field(default_factory=list)
+    """In the order of their ends."""
+    walked: dict[int, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    """Trial -> what it was given."""
+
+
+class Simulation:
+    """A search from its first question to its last answer, event by event.
+
+    It differs from the engine in three things: groups start when work waits for them, not a start-up time before;
+    a state at hand saves nothing, since loading one takes no time; nothing fails.
+
+    Args:
+        trials: In the order of their creation.
+        num_gpus: A group takes as many of them as it has workers.
+        max_concurrent: Trials alive at once.
+        keep_first_stage_from: As for the dispatcher.
+        costs: Durations.
+        go_on: The trial scheduler's decision.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[PlannedTrial],
+        num_gpus: int,
+        max_concurrent: int,
+        keep_first_stage_from: int,
+        costs: Costs,
+        go_on: GoOn,
+    ):
+        sizes = {trial.recipe.num_workers(stage) for trial in trials for stage in STAGES}
+        self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from)
+        self._mixed = len(sizes) > 1
+        self._unborn = deque(trials)
+        self._max_concurrent = max_concurrent
+        self._costs, self._go_on = costs, go_on
+        self._walks: dict[int, Iterator[Segment]] = {}
+        self._waiting: defaultdict[str, list[int]] = defaultdict(list)
+        self._free_gpus = num_gpus
+        self._num_groups = 0
+        self._unplaced: list[str] = []
+        self._placed_at: dict[str, float] = {}
+        self._free_since: dict[str, float] = {}
+        self._poke_due = False
+        self._now, self._num_events = 0.0, 0
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Lets everything happen, in its order."""
+        for _ in range(min(self._max_concurrent, len(self._unborn))):
+            self._begin()
+        while self._walks:
+            self._now, _, happens, arguments = heapq.heappop(self._events)
+            happens(*arguments)
+        self._outcome.makespan_seconds = self._now
+        for name in list(self._placed_at):
+            self._give_back(name)
+        return self._outcome
+
+    def _after(self, seconds: float, happens: Callable[..., None], *arguments: Any) -> None:
+        self._num_events += 1
+        heapq.heappush(self._events, (self._now + seconds, self._num_events, happens, arguments))
+
+    # Trials
+
+    def _begin(self) -> None:
+        trial = self._unborn.popleft()
+        self._dispatcher.add_root(trial.root)
+        self._walks[trial.number] = trial.walk()
+        self._after(0.0, self._ask, trial.number)
+
+    def _ask(self, trial: int) -> None:
+        segment = next(self._walks[trial], None)
+        if segment is None:
+            self._end(trial)
+        elif segment.key in self._dispatcher.done:
+            self._answer(trial, segment)
+        else:
+            self._dispatcher.ask(segment, str(trial))
+            self._waiting[segment.key].append(trial)
+            self._poke()
+
+    def _answer(self, trial: int, segment: Segment) -> None:
+        unneeded = self._dispatcher.give(segment, str(trial))
+        self._dispatcher.dropped(unneeded)
+        self._outcome.walked[trial].append(segment)
+        self._poke()
+        self._after(THINK_SECONDS, self._decide, trial, segment)
+
+    def _decide(self, trial: int, segment: Segment) -> None:
+        self._ask(trial) if self._go_on(trial, segment) else self._end(trial)
+
+    def _end(self, trial: int) -> None:
+        del self._walks[trial]
+        self._dispatcher.leave(str(trial))
+        self._poke()
+        if self._unborn:
+            self._begin()
+
+    # Groups, as the engine has them
+
+    def _poke(self) -> None:
+        free = sorted(self._free_since) if self._dispatcher.any_ready() else []
+        for name in free:
+            order = self._dispatcher.assign(name, self._now)
+            if order is not None:
+                del self._free_since[name]
+                self._after(self._costs.seconds(order.segment), self._finish, name)
+        for num_workers in self._dispatcher.groups_to_start():
+            self._num_groups += 1
+            self._dispatcher.add_group(f"group-{self._num_groups}", num_workers)
+            self._unplaced.append(f"group-{self._num_groups}")
+        if self._mixed:
+            self._make_room()
+        self._place()
+        in_the_way = self._dispatcher.group_to_stop()
+        if in_the_way is not None:
+            self._give_back(in_the_way)
+        if any(name in self._free_since for name in free) and self._dispatcher.any_ready() and not self._poke_due:
+            self._poke_due = True
+            self._after(LINGER_SECONDS, self._poke_again)
+
+    def _poke_again(self) -> None:
+        self._poke_due = False
+        self._poke()
+
+    def _make_room(self) -> None:
+        """Groups that have been free for a moment while only work of other sizes waits go back."""
+        for name in [name for name, since in self._free_since.items() if self._now - since > YIELD_SECONDS]:
+            if self._dispatcher.others_wait(self._dispatcher.groups[name].num_workers):
+                self._give_back(name)
+
+    def _place(self) -> None:
+        """Groups that wait for GPUs get them, the one that has waited longest first."""
+        for name in list(self._unplaced):
+            num_workers = self._dispatcher.groups[name].num_workers
+            if num_workers <= self._free_gpus:
+                self._unplaced.remove(name)
+                self._free_gpus -= num_workers
+                self._placed_at[name] = self._now
+                self._after(self._costs.startup_seconds, self._become_free, name)
+
+    def _become_free(self, name: str) -> None:
+        if name not in self._placed_at:
+            return  # it was in the way while it started
+        self._free_since[name] = self._now
+        self._poke()
+        self._after(self._costs.idle_seconds, self._give_back_if_idle, name, self._now)
+        if self._mixed:
+            self._after(YIELD_SECONDS + THINK_SECONDS, self._poke)
+
+    def _finish(self, name: str) -> None:
+        segment = self._dispatcher.finish(name, self._now).segment
+        self._outcome.trained.append(segment)
+        self._become_free(name)
+        for trial in self._waiting.pop(segment.key, ()):
+            self._answer(trial, segment)
+
+    def _give_back_if_idle(self, name: str, since: float) -> None:
+        if self._free_since.get(name) == since:
+            self._give_back(name)
+            self._poke()
+
+    def _give_back(self, name: str) -> None:
+        num_workers = self._dispatcher.groups[name].num_workers
+        self._dispatcher.remove_group(name, "not needed")
+        self._free_since.pop(name, None)
+        if name in self._placed_at:
+            self._free_gpus += num_workers
+            self._outcome.gpu_seconds += (self._now - self._placed_at.pop(name)) * num_workers
+        else:
+            self._unplaced.remove(name)
+
+
+class RandomRungs:
+    """The rule of ASHA's rungs (Li et al. 2020) as Ray Tune applies it, over numbers drawn for each segment.
+
+    A trial is stopped at a rung if it is worse than the best `1 / reduction_factor` of those that came before it. How
+    trials compare is not known before they run, so that what this stops is one possible course of many.
+
+    Args:
+        settings: Where the rungs are, and how many pass.
+        longest: Where trials end by themselves.
+        seed: Of the draws.
+    """
+
+    def __init__(self, settings: TrialSchedulerConfig, longest: int, seed: int):
+        self._settings, self._seed = settings, seed
+        self._rungs: list[tuple[float, set[int], list[float]]] = []
+        step: float = settings.grace_period
+        while step <= longest:
+            self._rungs.insert(0, (step, set(), []))
+            step *= settings.reduction_factor
+
+    def __call__(self, trial: int, segment: Segment) -> bool:
+        """Whether the trial goes on."""
+        in_second_stage = segment.stage == SECOND_STAGE
+        step = segment.end_step
+        if self._settings.time_attr == "second_stage_step":
+            step = segment.end_step - segment.stage_start_step if in_second_stage else 0
+        for rung, seen, values in self._rungs:
+            if step >= rung and trial not in seen:
+                value = random.Random(f"{self._seed} {segment.key}").random()
+                passes = not values or value >= _quantile(values, 1 - 1 / self._settings.reduction_factor)
+                seen.add(trial)
+                insort(values, value)
+                return passes
+        return True
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Between the sorted values, interpolated."""
+    place = share * (len(values) - 1)
+    below = values[math.floor(place)]
+    return below + (values[math.ceil(place)] - below) * (place - math.floor(place))

@@ -1,0 +1,84 @@
+"""A search on a Ray cluster: joined or started first, since it refuses within seconds what it could never hold."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+
+from latentsync_ray.cluster.connection import (  # sets what Ray reads when imported
+    check_resources,
+    cluster,
+    nodes_come_and_go,
+    outlives_this_process,
+)
+
+# isort: split
+import ray
+
+from latentsync_ray.config.lengths import extremes
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.engine.engine import EngineSetup, StartedEngine, start_engine
+from latentsync_ray.engine.groups import remove_what_is_left
+from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.store import Store
+
+
+def launch(search: SearchConfig, recipe: Recipe) -> int:
+    """Runs a search, or goes on with it, on the cluster that there is or on this machine.
+
+    Returns:
+        The exit status that `search.run_search` gives.
+
+    Raises:
+        UserError: Something is wrong with what the user gave.
+        KeyboardInterrupt: After Ctrl-C; what was trained is kept.
+    """
+    started, store = time.monotonic(), Store(search.storage)
+    store.check_writable()
+    stays = ray.is_initialized()
+    with cluster() as dashboard:
+        for line in check_resources(search, recipe):
+            print(f"warning: {line}", flush=True)
+        with _engine(search, recipe, store, stays or outlives_this_process()) as engine:
+            from latentsync_ray.search.run import (
+                run_search,  # torch and diffusers load beside the engine's first workers
+            )
+
+            exit_status, results = run_search(search, recipe, store, engine, dashboard, started)
+    print(f"results: {results}", flush=True)  # the last line: until here Ray may print one of its own
+    return exit_status
+
+
+@contextlib.contextmanager
+def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: bool) -> Iterator[StartedEngine]:
+    """An engine, and a place for Ray's own files; neither is left behind.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        store: At `search.storage`.
+        cluster_stays: Whether the cluster is still there afterwards.
+    """
+    name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
+    with contextlib.ExitStack() as leaving:
+        if preemptible:  # all nodes have to see the place
+            results = store.uri_of(f"ray/{name}")
+            leaving.callback(store.remove_folder, f"ray/{name}")
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
+            results = leaving.enter_context(folder)
+        groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
+        keep_from, _ = extremes(search, recipe, "transition.min_step")
+        actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
+        if cluster_stays:  # otherwise its end gives all back
+            leaving.callback(remove_what_is_left, search.workers)
+        leaving.callback(ray.kill, actor)  # whatever it has started goes with it
+        # A cluster that grows on demand is not asked for what may turn out to be of no use.
+        least, most = extremes(search, recipe, "first_stage.num_workers")
+        if least == most and search.start_from is None and not preemptible:
+            actor.warm_up.remote(least)
+        yield StartedEngine(actor, name, results)

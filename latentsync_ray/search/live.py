@@ -1,0 +1,143 @@
+"""The live view: what trains now, the trials, how much was shared, and the time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from latentsync_ray.config.lengths import longest_trial
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.report.trials import Ends, TrialLog
+from latentsync_ray.search.progress import Progress
+
+_POLL_SECONDS = 1.0
+_PLAIN_LINE_SECONDS = 15.0
+_NUM_ROWS = 16
+
+
+class LiveView:
+    """Shows a running search; on a terminal as a table that is redrawn, elsewhere as a line now and then.
+
+    It only reads, so that a search does not depend on it.
+    """
+
+    def __init__(self, engine: Any, progress: Progress, search: SearchConfig, recipe: Recipe):
+        self._engine, self._progress, self._search = engine, progress, search
+        self._ends, self._longest = Ends(recipe), longest_trial(search, recipe)
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._num_notices = 0
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        """Begins to show."""
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the display."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        if self._live is not None:
+            self._live.stop()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            try:
+                status = ray.get(self._engine.status.remote(), timeout=5)
+            except (ray.exceptions.RayError, ValueError):
+                continue  # the engine is being restarted or the search is ending: the next look tells
+            try:
+                self._show(status)
+            except Exception:
+                traceback.print_exc()
+                print("the live view ends here; the search goes on", flush=True)
+                return
+
+    def _show(self, status: dict[str, Any]) -> None:
+        notices = status["notices"]
+        for line in notices[min(self._num_notices, len(notices)) :]:
+            self._console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        self._num_notices = len(notices)
+        trials = [self._progress.trials[number] for number in sorted(self._progress.trials)]
+        headline = self._headline(status, trials)
+        if self._live is not None:
+            self._live.update(Group(headline, self._training(status), self._table(trials)), refresh=True)
+        elif time.monotonic() - self._last_line >= _PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(headline, soft_wrap=True)
+
+    def _headline(self, status: dict[str, Any], trials: list[TrialLog]) -> Text:
+        states = {
+            state: sum(trial.status == state for trial in trials)
+            for state in ("running", "finished", "stopped", "diverged", "failed")
+        }
+        asked = sum(trial.num_steps for trial in trials)
+        trained = sum(totals["num_steps"] for totals in status["trained"].values())
+        shared = f"{1 - trained / asked:.0%} shared" if asked else "nothing shared yet"
+        groups = f"{status['num_groups'] - status['num_starting']} worker groups, {status['num_starting']} starting"
+        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        left = self._seconds_left(status, trials)
+        elapsed = time.monotonic() - self._started
+        return Text(
+            f"{elapsed:4.0f} s  trials: {counts or 'none yet'}  steps: {trained} trained for {asked} ({shared})  "
+            f"{groups}, {status['num_queued']} segments queued  " + (f"about {left:.0f} s left" if left else "")
+        )
+
+    def _training(self, status: dict[str, Any]) -> Text:
+        lines = [
+            f"{entry['group']}: {entry['stage']} steps {entry['start_step']} to {entry['end_step']} "
+            f"for {entry['waiters']} trials"
+            for entry in status["training"]
+        ]
+        return Text("\n".join(lines) or "no segment is being trained")
+
+    def _table(self, trials: list[TrialLog]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for column in ("trial", *self._search.param_space, "stage", "step", self._search.metric, "shared", "status"):
+            table.add_column(column, justify="right")
+        newest = sorted(trials, key=lambda trial: (trial.status != "running", -trial.number))[:_NUM_ROWS]
+        for trial in sorted(newest, key=lambda trial: trial.number):
+            last = trial.last
+            step = last.get("global_step", 0)
+            values = [trial.parameters.get(name) for name in self._search.param_space]
+            table.add_row(
+                str(trial.number),
+                *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values),
+                last.get("stage", "").replace("_stage", ""),
+                str(step),
+                f"{last[self._search.metric]:.4g}" if last else "",
+                f"{trial.num_steps_shared / step:.0%}" if step else "",
+                trial.status,
+            )
+        return table
+
+    def _seconds_left(self, status: dict[str, Any], trials: list[TrialLog]) -> float | None:
+        """An upper estimate: every live trial runs to its end, and stage one is shared as far as it can be."""
+        per_step = {
+            stage: (totals["train_seconds"] + totals["validate_seconds"]) / totals["num_steps"]
+            for stage, totals in status["trained"].items()
+        }
+        if "first_stage" not in per_step:
+            return None
+        first = per_step["first_stage"]
+        second = per_step.get("second_stage", 2 * first)
+        left = [self._ends.steps_left(trial) for trial in trials if trial.status == "running"]
+        trunk = max((steps for steps, _ in left), default=0)
+        num_to_begin = max(0, self._search.num_trials - len(trials))
+        branches = num_to_begin * self._longest.second_stage + sum(steps for _, steps in left)
+        groups = max(1, min(self._search.workers.max_groups, status["num_groups"]))
+        return float(max(trunk * first, (trunk * first + branches * second) / groups))

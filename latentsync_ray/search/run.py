@@ -1,0 +1,266 @@
+"""A search from its settings to its results: the cluster, the engine, and Ray Tune's own search over them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray import tune
+
+from latentsync_ray.cluster.connection import nodes_come_and_go
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.lengths import extremes
+from latentsync_ray.config.plain import Settings, settings, without
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.course import first_stage_segments
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import NUMERICS
+from latentsync_ray.core.training import code_fingerprint, load_training
+from latentsync_ray.core.trial_recipe import TrialRecipe
+from latentsync_ray.engine.budget import exceeded, read_spent
+from latentsync_ray.engine.engine import StartedEngine
+from latentsync_ray.engine.environment import environment
+from latentsync_ray.engine.messages import WorkerSetup
+from latentsync_ray.report.report import NOTHING_DONE, read_finished, write_report
+from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
+from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
+from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.live import LiveView
+from latentsync_ray.search.progress import Progress
+from latentsync_ray.search.schedulers import make_scheduler
+from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
+from latentsync_ray.search.tensorboard import TensorBoardLog
+from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
+from latentsync_ray.store import Store
+from latentsync_ray.store.lineage import lineage_of
+
+UNFINISHED = 3
+"""Exit status of a search that a budget has stopped before its end."""
+
+
+def run_search(
+    search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
+) -> tuple[int, str]:
+    """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        store: At `search.storage`.
+        engine: Not serving yet; whoever has started it also ends it.
+        dashboard: Address of the cluster's dashboard, for the user.
+        started: `time.monotonic()` when the command began, for its wall clock.
+
+    Returns:
+        The exit status: 0, 1 if a trial has failed or none has run to its end, or 3 if a budget was used up before
+        the end. And the folder or URI of the results.
+
+    Raises:
+        UserError: Something is wrong with what the user gave.
+        KeyboardInterrupt: After Ctrl-C; what was trained is kept.
+    """
+    training = load_training(recipe.training)
+    inputs = training.prepare(recipe, store)
+    recipe, fingerprints = inputs.recipe, {**inputs.fingerprints, **code_fingerprint(training)}
+    for warning in inputs.warnings:
+        print(f"warning: {warning}", flush=True)
+    extra: Settings = {"environment": settings(environment())} if search.environment == "strict" else {}
+    lineage = lineage_of(store, search, recipe, TrialRecipe.of(recipe).root_key(fingerprints, extra))
+    if lineage:
+        search = dataclasses.replace(search, start_from=lineage[-1].key)
+    folder = search_folder(search, recipe, fingerprints)
+    recipe = _lengthened(recipe, search.trials.extend)
+    journal = Journal(store, f"{folder}/decisions")
+    for notice in journal.notices:
+        print(f"note: {notice}", flush=True)
+    finished = read_finished(store, folder)
+    if finished is not None and not _to_lengthen(search, recipe, finished):
+        print("this search is finished: nothing to train", flush=True)
+        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, inputs.figures, started)
+        return exit_status, store.uri_of(folder)
+    stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
+    used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
+    if used_up is not None:
+        print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
+        return UNFINISHED, store.uri_of(folder)
+    print(f"dashboard: {dashboard}", flush=True)
+    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe)))
+    setup = TrialSetup(
+        engine=engine.name,
+        recipe=TrialRecipe.of(recipe),
+        fingerprints=fingerprints,
+        extra=extra,
+        share=search.share,
+        lineage=tuple(lineage),
+        leave_after=search.start_stage is not None,
+    )
+    _prefetch(engine.actor, search, recipe, setup)
+    write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
+    ending = Ending(engine.actor)
+    while True:
+        progress, log = Progress(), TensorBoardLog(store, folder)
+        num_noticed = len(journal.notices)
+        try:
+            with LiveView(engine.actor, progress, search, recipe), _few_starts_at_once(search):
+                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
+        finally:
+            log.close()
+        for notice in journal.notices[num_noticed:]:
+            print(f"note: {notice}", flush=True)
+        num_lost = ending.go_again()
+        if not num_lost:
+            break
+        print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
+        journal = Journal(store, f"{folder}/decisions")
+        ray.get(engine.actor.begin_again.remote())
+    if ending.stopped_by is not None:
+        leave_unfinished(search, progress.trials)
+    status = {**ray.get(engine.actor.status.remote()), "stopped_by": ending.stopped_by}
+    stopping = engine.actor.stop.remote()  # groups end while the report is written
+    exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, inputs.figures, started)
+    ray.get(stopping)
+    ray.wait([serving])  # Ray prints an error for a call that outlives its actor
+    return exit_status, store.uri_of(folder)
+
+
+def _report(
+    store: Store,
+    folder: str,
+    search: SearchConfig,
+    recipe: Recipe,
+    trials: dict[int, TrialLog],
+    status: dict[str, Any],
+    journal: Journal,
+    figures: Mapping[str, float],
+    started: float,
+) -> int:
+    """Writes the report. Returns the exit status."""
+    wall_seconds = time.monotonic() - started
+    succeeded = write_report(store, folder, search, recipe, trials, status, journal.exploits(), figures, wall_seconds)
+    if any(trial.status == "unfinished" for trial in trials.values()):
+        return UNFINISHED
+    return 0 if succeeded else 1
+
+
+def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
+    """Where a search's results are, below the store's root.
+
+    It names what decides the results; where they are kept and on how many workers is left out.
+    """
+    placed = ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials")
+    asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
+    identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
+    return f"searches/{search.name}-{identity}"
+
+
+def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
+    """The recipe with so many more steps of stage two."""
+    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
+    return dataclasses.replace(recipe, second_stage=second_stage)
+
+
+def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLog]) -> bool:
+    """Whether `trials.extend` asks for more than finished trials have."""
+    ends = (trial.last["second_stage_step"] for trial in trials.values() if trial.status == "finished")
+    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
+
+
+def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSetup) -> None:
+    """Has the stretch that all trials share for certain trained while they start: stage one up to min_step."""
+    names = search.param_space
+    if (
+        not search.share
+        or setup.lineage
+        or any(name.startswith(("seed", "training", "first_stage")) for name in names)
+    ):
+        return
+    certain, _ = extremes(search, recipe, "transition.min_step")
+    searched = any("transition.at_step.".startswith(f"{name}.") for name in names)
+    if certain == 0 and (searched or recipe.transition.at_step == 0):
+        return  # a trial may leave stage one out
+    root = setup.recipe.root_key(setup.fingerprints, setup.extra)
+    segments = first_stage_segments(setup.recipe, root, max(certain, 1))
+    known = "second_stage.num_workers" not in names and not nodes_come_and_go()
+    branch_workers = recipe.second_stage.num_workers if known else None
+    engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
+
+
+def _tuner(
+    search: SearchConfig,
+    recipe: Recipe,
+    engine: StartedEngine,
+    setup: TrialSetup,
+    journal: Journal,
+    ending: Ending,
+    callbacks: list[tune.Callback],
+) -> tune.Tuner:
+    """Ray Tune's own search over the space, with decisions journaled and progress followed."""
+
+    def hold(trial: str, key: str) -> None:
+        ray.get(engine.actor.hold.remote(trial, key))
+
+    return tune.Tuner(
+        tune.with_parameters(Trial, setup=setup),
+        param_space={name: tune_domain(domain) for name, domain in search.param_space.items()},
+        tune_config=tune.TuneConfig(
+            metric=search.metric,
+            mode=search.mode,
+            num_samples=search.num_samples,
+            search_alg=make_search_algorithm(search, journal),
+            scheduler=make_scheduler(search, recipe, journal, hold),
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            storage_path=engine.results,
+            callbacks=callbacks,
+            stop=ending,
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
+            verbose=0,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _few_starts_at_once(search: SearchConfig) -> Iterator[None]:
+    """Each trial starts a process; more of them at once than all CPUs but one would keep a worker from training.
+
+    HyperBand needs all trials of a bracket to be there, and a cluster grows only for those that are waiting.
+    """
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    if name in os.environ or search.trial_scheduler.name == "hyperband" or nodes_come_and_go():
+        yield
+        return
+    os.environ[name] = str(max(1, int(ray.cluster_resources().get("CPU", 1)) - 1))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs Ray Tune, which wraps what our callbacks and schedulers raise.
+
+    Raises:
+        UserError: One of them has.
+    """
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _trial_name(trial: Any) -> str:
+    return trial_name(trial.trial_id, trial.config)

@@ -1,0 +1,307 @@
+"""What the engine owes to those who ask it, without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.engine.budget import read_spent
+from latentsync_ray.engine.engine import MAX_FAILED_STARTS, Engine, EngineSetup, _Run
+from latentsync_ray.engine.messages import GroupSetup, WorkerSetup
+from latentsync_ray.latentsync.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.store import StorageError, Store
+
+SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+
+
+class WithoutWorkers(Engine):
+    """Starts no worker group."""
+
+    def _start(self, num_workers: int) -> None:
+        """Notes that one would be started."""
+        self._num_groups += 1
+
+
+def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
+    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
+    return WithoutWorkers(EngineSetup(groups, 0, budget, 1))
+
+
+def serve(engine: Engine) -> asyncio.Task[None]:
+    """What the driver calls once its inputs are ready."""
+    inputs = WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8)
+    return asyncio.create_task(engine.serve("searches/s", inputs))
+
+
+async def settle() -> None:
+    """Lets everything run that can, reads of the store in their threads included."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+def ask(engine: Engine, trial: str, actor: str) -> asyncio.Task[dict[str, Any]]:
+    return asyncio.create_task(engine.run(trial, actor, "root", SEGMENT.to_dict()))
+
+
+def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path) -> None:
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        asking = ask(engine, "t0", "second process")
+        await settle()
+        # Ray Tune had started another process for the trial, which it no longer needs.
+        await engine.leave("t0", "first process", None)
+        assert [order.waiters for order in engine._dispatcher.orders.values()] == [{"t0"}]
+        await engine.leave("t0", "second process", None)
+        assert not engine._dispatcher.orders
+        asking.cancel()
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_path: Path) -> None:
+    record = {"segment": SEGMENT.to_dict(), "metrics": {"val/recon": 1.0}, "state": {"status": "kept"}}
+
+    class Slow(Store):
+        """Says what there was before another worker published."""
+
+        def read_record(self, key: str) -> dict[str, Any] | None:
+            engine._records[SEGMENT.key] = record
+            return None
+
+    async def search() -> None:
+        serving = serve(engine)
+        answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
+        assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True, "ahead": {}}
+        assert not engine._dispatcher.orders
+        serving.cancel()
+
+    engine = new_engine(tmp_path)
+    engine._store = Slow(str(tmp_path))
+    asyncio.run(search())
+
+
+def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
+    """The parent's state is damaged, and the record of the segment before it, which would mend that, is gone."""
+    parent = Segment("lost", "first_stage", {"num_workers": 1}, 4, 0, 8)
+    child = Segment(parent.key, "first_stage", {"num_workers": 1}, 8, 0, 12)
+    Store(str(tmp_path)).publish(
+        parent.key, {"segment": parent.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1)}
+    )
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        engine._runs["g"] = _Run("g", 1)
+        engine._dispatcher.add_group("g", 1)
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        await settle()
+        await engine.join("g")
+        order = await engine.next_order("g", 0)
+        assert order is not None and order["segment"] == child.to_dict()
+        await engine.failed("g", 0, "damaged", "error", False, parent.key)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert "its record is gone" in answer["error"]
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def publish(store: Store, *segments: Segment) -> None:
+    for segment in segments:
+        record = {"segment": segment.to_dict(), "metrics": {"val/recon": float(segment.end_step)}}
+        store.publish(segment.key, record, {"model.weight": torch.zeros(1)})
+
+
+def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_path: Path) -> None:
+    """It has dropped the state that an order starts from, having trained what was ordered."""
+    parent = Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)
+    child = Segment(parent.key, "second_stage", {"num_workers": 1}, 4, 0, 8)
+    store = Store(str(tmp_path))
+    publish(store, parent)
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        engine._runs["g"] = _Run("g", 1)
+        engine._dispatcher.add_group("g", 1)
+        await engine.run("t0", "process", "root", parent.to_dict())
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        await settle()
+        await engine.join("g")
+        order = await engine.next_order("g", 0)
+        assert order is not None and order["segment"] == child.to_dict()
+        publish(store, child)
+        store.drop_state(parent.key)
+        await engine.failed("g", 0, "it is gone", "error", False, parent.key)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert answer["metrics"] == {"val/recon": 8.0}
+        assert not engine._dispatcher.orders
+        assert (await engine.status())["notices"] == []
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Path) -> None:
+    first = Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)
+    second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 0, 8)
+    third = Segment(second.key, "second_stage", {"num_workers": 1}, 8, 0, 12)
+    store = Store(str(tmp_path))
+    publish(store, first, second, third)
+    store.write_json("searches/other/spent.json", {"worker_seconds": 1.0, "wall_seconds": 1.0})
+
+    def kept() -> set[str]:
+        return {key for key in store.keys() if (store.read_record(key) or {})["state"]["status"] == "kept"}  # noqa: SIM118
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        for segment in (first, second):
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine._keep_house()
+        await settle()
+        assert kept() == {first.key, second.key, third.key}
+        await engine.hold("t1", first.key)  # meanwhile it is needed again
+        await engine.run("t0", "process", "root", third.to_dict())
+        (tmp_path / "searches/other/spent.json").unlink()
+        await engine.stop()
+        await serving
+        assert kept() == {first.key, third.key}
+
+    asyncio.run(search())
+
+
+def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) -> None:
+    """It has ended; this one goes on from there, as a longer stage two does."""
+    segments = [Segment("root", "second_stage", {"num_workers": 1}, 0, 0, 4)]
+    for end in (8, 12, 16):
+        segments.append(Segment(segments[-1].key, "second_stage", {"num_workers": 1}, end - 4, 0, end))
+    store = Store(str(tmp_path))
+    publish(store, *segments)
+    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments[:2]]
+    ended = TrialLog(0, {}, results, "finished")
+    write_trials(store, "searches/ended", {0: ended}, ended, 0)
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        for segment in segments:
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine.stop()
+        await serving
+
+    asyncio.run(search())
+    kept = [(store.read_record(segment.key) or {})["state"]["status"] for segment in segments]
+    assert kept == ["dropped", "kept", "dropped", "kept"]
+
+
+def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
+    class WithoutStarts(Engine):
+        def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
+            asyncio.run_coroutine_threadsafe(self._ended(run, "RuntimeError: no place"), loop)
+
+    async def search() -> None:
+        groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+        engine = WithoutStarts(EngineSetup(groups, 0, BudgetConfig(), 1))
+        serving = serve(engine)
+        answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
+        assert answer["error"].endswith("worker groups cannot be started: RuntimeError: no place")
+        assert engine._num_groups == MAX_FAILED_STARTS
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) -> None:
+    async def search() -> None:
+        engine = new_engine(tmp_path, BudgetConfig(wall_hours=1e-9))
+        serving = serve(engine)
+        await engine._keep_budget()
+        asking = ask(engine, "t0", "process")
+        await settle()
+        assert not asking.done() and engine._num_groups == 0
+        assert (await engine.status())["stopped_by"] is None  # trials may still find what is stored
+        engine._answered_at -= 60
+        stopped_by = (await engine.status())["stopped_by"]
+        assert stopped_by.startswith("budget.wall_hours: ")
+        await engine.release()
+        assert await asking == {"unfinished": stopped_by}
+        assert await ask(engine, "t1", "process") == {"unfinished": stopped_by}
+        await engine.stop()
+        await asyncio.wait_for(serving, timeout=10)
+
+    asyncio.run(search())
+    assert read_spent(Store(str(tmp_path)), "searches/s").wall_seconds > 0
+
+
+def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path) -> None:
+    first = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+    second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 4, 8)
+    store = Store(str(tmp_path))
+    for segment in (first, second):
+        store.publish(segment.key, {"segment": segment.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1000)})
+    both = store.state_bytes()
+    assert both > 8000
+
+    async def search() -> None:
+        engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        serving = [serve(engine)]
+        await engine.run("t0", "process", "root", first.to_dict())
+        await engine._keep_budget()
+        assert engine._used_up is not None  # the only trial may still branch there
+
+        engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
+        serving.append(serve(engine))
+        for segment in (first, second):
+            await engine.run("t0", "process", "root", segment.to_dict())
+        await engine._keep_budget()
+        assert engine._used_up is None
+        assert store.state_bytes() == engine._stored_bytes == both / 2
+        for task in serving:
+            task.cancel()
+
+    asyncio.run(search())
+
+
+def test_a_storage_that_is_full_is_a_notice_and_the_engine_goes_on(tmp_path: Path) -> None:
+    class Full(Store):
+        def write_bytes(self, name: str, content: bytes) -> None:
+            raise StorageError.at(name, OSError(28, "No space left on device"))
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        engine._store = Full(str(tmp_path))
+        for _ in range(3):
+            await engine._note_spent()
+        (notice,) = (await engine.status())["notices"]
+        assert "No space left on device" in notice
+        await engine.stop()
+
+    asyncio.run(search())
+
+
+def test_an_engine_that_cannot_serve_tells_those_who_wait(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write_json("searches/s/spent.json", {"worker_seconds": 1.0})
+    (tmp_path / "searches/s/spent.json").write_text("{}", encoding="utf-8")
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        asking = ask(engine, "t0", "process")
+        serving = serve(engine)
+        answer = await asyncio.wait_for(asking, timeout=10)
+        assert "what was spent is not known; delete it" in answer["error"]
+        with pytest.raises(UserError, match="what was spent is not known"):
+            await serving
+
+    asyncio.run(search())

@@ -1,0 +1,41 @@
+"""The files of configs/cluster: what can be said of them without a cloud."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "configs" / "cluster"
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def test_the_launcher_takes_its_file() -> None:
+    config = load("aws.yaml")
+    validate_config(prepare_config(config))  # as `ray up` does
+    assert config["available_node_types"]["gpu"]["max_workers"] == config["max_workers"]
+
+
+def test_all_name_the_ray_that_is_installed() -> None:
+    (version,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    image = f"rayproject/ray:{version}-py312-gpu"
+    assert load("aws.yaml")["docker"]["image"] == image
+    assert f"FROM {image}\n" in (FOLDER / "Dockerfile").read_text()
+    assert load("kuberay.yaml")["spec"]["rayVersion"] == version
+
+
+def test_the_head_trains_nothing() -> None:
+    """It is the one node that is never taken away, and has no GPU."""
+    assert load("aws.yaml")["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    spec = load("kuberay.yaml")["spec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (group,) = spec["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
