@@ -1,4 +1,4 @@
-"""Lets a trial's UNet make a clip's mouth anew: full sampling, to an mp4 with the clip's sound.
+"""Lets a trial's UNet generate a clip's mouth: full sampling, to an mp4 with the clip's sound.
 
 python -m latentsync_ray.generate RESULTS out.mp4                       # a held-out clip of the prepared set
 python -m latentsync_ray.generate RESULTS out.mp4 --clip speaker7/00    # a clip of it by name
@@ -8,6 +8,7 @@ python -m latentsync_ray.generate RESULTS out.mp4 --clip clip.mp4       # an ali
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -181,6 +182,8 @@ def _own_clip(
     if options.mask is not None:
         mask = read_mask(options.mask, resolution)
     clip = read_clip(Path(options.clip), resolution)
+    for warning in clip.warnings:
+        print(f"warning: {clip.name}: {warning}", file=sys.stderr)
     return clip.name, clip_tensors(clip, vae, AudioEncoder(audio_encoder), mask), mask
 
 
