@@ -68,7 +68,7 @@ def _connected() -> str:
         )
     except SystemExit:  # Ray's way, while it starts
         raise Terminated from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises this very class where a node is slow to start
         reason = " ".join(str(error).split())
         raise UserError(
             f"Ray: cannot be started or joined here ({reason}); see RAY_TMPDIR, RAY_ADDRESS and the free memory"
