@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.report.results import find_results
 from latentsync_ray.report.trials import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
@@ -81,25 +82,6 @@ def stored_weights(
         ) from None
     weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
     return record["segment"], weights
-
-
-def find_results(results: str) -> tuple[Store, str]:
-    """The store of a search, and the search's folder below the store's root.
-
-    Args:
-        results: What the search has printed last, a folder or a URI.
-
-    Raises:
-        UserError: It is no such thing.
-    """
-    if "://" in results:
-        place, mark, options = results.partition("?")
-    else:
-        place, mark, options = str(Path(results).resolve()), "", ""
-    root, _, search = place.rstrip("/").rpartition("/searches/")
-    if not root or not search or "/" in search:
-        raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
-    return Store(f"{root}{mark}{options}"), f"searches/{search}"
 
 
 def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.export import find_results, stored_weights
+from latentsync_ray.export import stored_weights
 from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
@@ -40,6 +40,7 @@ from latentsync_ray.latentsync.models.autoencoder import Autoencoder, decode_lat
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 from latentsync_ray.latentsync.preparation.encode import AudioEncoder, clip_tensors
 from latentsync_ray.latentsync.sampling import sample_latents
+from latentsync_ray.report.results import find_results
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from latentsync_ray.api import Search
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config.searchfiles import search_of_one
+from latentsync_ray.tune import run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.start_from:
         search = dataclasses.replace(search, start_from=options.start_from, start_stage=options.stage)
 
-    from latentsync_ray.search.launch import launch  # Ray takes seconds, which a mistyped key need not
-
-    return launch(search, recipe)
+    return run(Search(search, recipe))
 
 
 if __name__ == "__main__":

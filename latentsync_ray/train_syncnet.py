@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import run_cli
+from latentsync_ray.cluster.environment import set_ray_environment
 from latentsync_ray.latentsync.syncnet.config import load_syncnet
 
 
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the file")
     options = parser.parse_args(arguments)
     config = load_syncnet(options.config, options.overrides)
+    # A report waits until Ray Train looks the next time, 2 s by default.
+    set_ray_environment(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
 
     from latentsync_ray.latentsync.syncnet.run import (
         run_syncnet,  # Ray and torch take seconds, which a mistyped key need not

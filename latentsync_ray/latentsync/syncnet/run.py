@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import queue
 import shutil
 import tempfile
@@ -12,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 # Ray reads these when it is imported; `cluster` sets more.
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for the next look, 2 s by default
-
 import ray
 import ray.train
 import torch
