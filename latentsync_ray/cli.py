@@ -1,10 +1,27 @@
-"""How every command of the project ends."""
+"""How every command of the project is called in its usage line, and how it ends."""
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from latentsync_ray.config.recipe import UserError
+
+SCRIPT = "latentsync-ray"
+
+
+def program(command: str | None = None) -> str:
+    """How this process was started, for usage lines.
+
+    Args:
+        command: the command's name, such as `train-syncnet`; None for the list of commands.
+
+    Returns:
+        `latentsync-ray train-syncnet` for the console script, else `python -m latentsync_ray.train_syncnet`.
+    """
+    if Path(sys.argv[0]).stem == SCRIPT:
+        return f"{SCRIPT} {command}" if command else SCRIPT
+    return f"python -m latentsync_ray.{command.replace('-', '_')}" if command else "python -m latentsync_ray"
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

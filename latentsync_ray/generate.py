@@ -1,8 +1,8 @@
 """Lets a trial's UNet make a clip's mouth anew: full sampling, to an mp4 with the clip's sound.
 
-python -m latentsync_ray.generate RESULTS out.mp4                       # a held-out clip of the prepared set
-python -m latentsync_ray.generate RESULTS out.mp4 --clip speaker7/00    # a clip of it by name
-python -m latentsync_ray.generate RESULTS out.mp4 --clip clip.mp4       # an aligned clip of yours
+latentsync-ray generate RESULTS out.mp4                       # a held-out clip of the prepared set
+latentsync-ray generate RESULTS out.mp4 --clip speaker7/00    # a clip of it by name
+latentsync-ray generate RESULTS out.mp4 --clip clip.mp4       # an aligned clip of yours
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.export import find_results, stored_weights
@@ -41,7 +41,7 @@ from latentsync_ray.latentsync.sampling import sample_latents
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and generates. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.generate", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("generate"), description=__doc__)
     parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="the .mp4 to write")
     parser.add_argument("--clip", help="name in the prepared set, or an aligned .mp4 with sound (a held-out clip)")

@@ -1,7 +1,7 @@
 """Turns videos of faces with sound into a prepared set: all that the frozen networks can compute beforehand.
 
-python -m latentsync_ray.preprocess CLIPS OUT --vae FOLDER_OR_HUB_ID --audio-encoder FOLDER_OR_HUB_ID
-python -m latentsync_ray.preprocess FOOTAGE OUT --raw --vae FOLDER_OR_HUB_ID --audio-encoder FOLDER_OR_HUB_ID
+latentsync-ray preprocess CLIPS OUT --vae FOLDER_OR_HUB_ID --audio-encoder FOLDER_OR_HUB_ID
+latentsync-ray preprocess FOOTAGE OUT --raw --vae FOLDER_OR_HUB_ID --audio-encoder FOLDER_OR_HUB_ID
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.recipe import UserError
 from latentsync_ray.core.segment import digest
@@ -231,10 +231,10 @@ def _located(network: str) -> str:
     return str(path.absolute()) if path.is_dir() else network
 
 
-def main() -> None:
-    """The command."""
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line and prepares. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m latentsync_ray.preprocess", description="Prepares videos for training."
+        prog=program("preprocess"), description="Prepares videos for training."
     )
     parser.add_argument("videos", type=Path, help="folder of .mp4 files with sound, searched recursively")
     parser.add_argument("out", type=Path, help="folder to make")
@@ -251,7 +251,7 @@ def main() -> None:
     )
     parser.add_argument("--mask", type=Path, help="picture, black where to generate (an ellipse over the lower face)")
     parser.add_argument("--face-models", type=Path, help="folder with MediaPipe's mediapipe/modules (its wheel's)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     sources = find_sources(args.videos)
     if args.raw:
         check_installed(args.face_models)
@@ -264,6 +264,7 @@ def main() -> None:
         face_models=args.face_models and args.face_models.absolute(),
     )
     prepare_files(sources, args.out.absolute(), settings, args.validation)
+    return 0
 
 
 if __name__ == "__main__":
