@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from pathlib import Path
 
 from latentsync_ray import __version__
 from latentsync_ray.cli import program, run_cli
@@ -46,9 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. A recipe's own training class is found in the current folder, as with `python -m`."""
+    sys.path.insert(0, str(Path.cwd()))
     run_cli(main)
 
 
 if __name__ == "__main__":
-    run()
+    run_cli(main)
