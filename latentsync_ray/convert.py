@@ -1,7 +1,7 @@
 """Makes the folders for `components.syncnet` and `components.lpips` from the published files.
 
-latentsync-ray convert syncnet stable_syncnet.pt models/syncnet         # of huggingface.co/ByteDance/LatentSync-1.6
-latentsync-ray convert lpips vgg16-397923af.pth vgg.pth models/lpips    # torchvision's VGG16; lpips/weights/v0.1/vgg.pth
+latentsync-ray convert syncnet stable_syncnet.pt models/syncnet       # of huggingface.co/ByteDance/LatentSync-1.6
+latentsync-ray convert lpips vgg16-397923af.pth vgg.pth models/lpips  # of torchvision, and of lpips (weights/v0.1)
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     networks = parser.add_subparsers(dest="network", required=True, metavar="syncnet|lpips")
     syncnet = networks.add_parser("syncnet", help="LatentSync's SyncNet")
-    syncnet.add_argument("file", type=Path, help="stable_syncnet.pt, or what LatentSync's train_syncnet.py has written")
+    syncnet.add_argument(
+        "file", type=Path, help="stable_syncnet.pt, or what LatentSync's train_syncnet.py has written"
+    )
     syncnet.add_argument("folder", type=Path, help="a new folder")
     syncnet.add_argument(
         "--config",
