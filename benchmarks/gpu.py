@@ -35,8 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config.loading import STAGE_FILES, load_syncnet, search_of_one
+from latentsync_ray.config.loading import STAGE_FILES, load_syncnet
 from latentsync_ray.config.recipe import LOSS_TERMS, ComponentsConfig, DataConfig, Recipe, StageConfig
+from latentsync_ray.config.searchfiles import search_of_one
 from latentsync_ray.core.training import TrainingSetup
 from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, save_clip
 from latentsync_ray.latentsync.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns

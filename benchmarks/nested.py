@@ -23,9 +23,10 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.config.loading import with_overrides
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.inputs import ready_inputs
-from latentsync_ray.search.suggestions import domain
+from latentsync_ray.search.suggestions import tune_domain
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def main() -> None:
             tune.with_resources(
                 tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0, "memory": 2**28}
             ),
-            param_space={name: domain(space) for name, space in search.param_space.items()},
+            param_space={name: tune_domain(space) for name, space in search.param_space.items()},
             tune_config=tune.TuneConfig(
                 search_alg=BasicVariantGenerator(
                     max_concurrent=search.workers.max_groups, random_state=search.sampling_seed

@@ -13,8 +13,10 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.config.domains import Grid
+from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.search import TrialSchedulerConfig
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.plan import plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs
@@ -30,8 +32,8 @@ def many_trials(console: Console) -> None:
     search = replace(
         search,
         param_space={
-            "transition.at_step": {"grid": [10_000 * (number + 1) for number in range(10)]},
-            "second_stage.optimizer.lr": {"grid": [1e-6 * (number + 1) for number in range(500)]},
+            "transition.at_step": Grid(tuple(10_000 * (number + 1) for number in range(10))),
+            "second_stage.optimizer.lr": Grid(tuple(1e-6 * (number + 1) for number in range(500))),
         },
         trial_scheduler=TrialSchedulerConfig(name="fifo"),
         max_concurrent_trials=5000,

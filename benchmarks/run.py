@@ -22,7 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config.loading import load_search
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.inputs import ready_inputs
 
 SPACE = "search_spaces/transition.yaml"

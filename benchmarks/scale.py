@@ -28,9 +28,9 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config.loading import load_search
 from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.engine import MAX_CALLS, Engine, EngineSetup

@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from latentsync_ray.cluster.connection import cluster
-from latentsync_ray.config.loading import load_search
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.tune import main as tune
 
 SPACE = "search_spaces/truth.yaml"
@@ -76,7 +76,7 @@ def best_of_grid(folder: Path) -> dict[int, float]:
 def arguments(method: str, draw: int, seed: int) -> list[str]:
     """What a search over the grid's values is run with."""
     settings, _ = load_search(SPACE, [])
-    space = {name: {"choice": values["grid"]} for name, values in settings.param_space.items() if name != "seed"}
+    space = {name: {"choice": domain.values()} for name, domain in settings.param_space.items() if name != "seed"}
     if method == "PBT":  # a population may not search the seed, not even over one value
         searched = [f"seed={seed}", f"param_space={json.dumps(space)}"]
     else:

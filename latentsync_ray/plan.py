@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.loading import Variants, load_search, with_overrides
+from latentsync_ray.config.domains import Grid
+from latentsync_ray.config.lengths import extremes, longest_trial
+from latentsync_ray.config.loading import Variants, with_overrides
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
 from latentsync_ray.planning.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
 
@@ -125,21 +128,12 @@ def _draws(search: SearchConfig) -> Iterator[dict[str, Any]]:
     """Values of one trial after another; as in Ray Tune, the grid whose name is first changes fastest."""
     rng = random.Random(search.sampling_seed)
     spaces = sorted(search.param_space.items(), reverse=True)
-    grids = [(name, space["grid"]) for name, space in spaces if "grid" in space]
+    grids = {name: domain for name, domain in spaces if isinstance(domain, Grid)}
+    drawn = {name: domain for name, domain in search.param_space.items() if name not in grids}
     for _ in range(search.num_samples):
-        for values in itertools.product(*(grid for _, grid in grids)):
-            drawn = {name: _draw(rng, space) for name, space in search.param_space.items() if "grid" not in space}
-            yield {**{name: value for (name, _), value in zip(grids, values, strict=True)}, **drawn}
-
-
-def _draw(rng: random.Random, space: dict[str, Any]) -> Any:
-    kind, values = next(iter(space.items()))
-    if kind == "choice":
-        return rng.choice(values)
-    low, high = values
-    if kind == "randint":
-        return rng.randrange(low, high)
-    return math.exp(rng.uniform(math.log(low), math.log(high))) if kind == "loguniform" else rng.uniform(low, high)
+        for values in itertools.product(*(grid.listed for grid in grids.values())):
+            draws = {name: domain.sample(rng) for name, domain in drawn.items()}
+            yield {**dict(zip(grids, values, strict=True)), **draws}
 
 
 def distinct_segments(trials: Sequence[PlannedTrial]) -> dict[str, Segment]:
@@ -170,7 +164,7 @@ def simulate(
                 raise UserError(f"{name}.num_workers: {rule}, got {stage.num_workers}; lower it or raise --gpus")
 
     def run(trials: Sequence[PlannedTrial], go_on: GoOn) -> Outcome:
-        keep_from = recipe.transition.min_step
+        keep_from, _ = extremes(search, recipe, "transition.min_step")
         return Simulation(trials, num_gpus, search.max_concurrent_trials, keep_from, costs, go_on).run()
 
     shared = run(trials, _trial_scheduler(search, recipe, seed))
@@ -192,10 +186,7 @@ def _trial_scheduler(search: SearchConfig, recipe: Recipe, seed: int) -> GoOn:
         )
     if settings.name == "fifo":
         return lambda number, segment: True
-    longest = recipe.second_stage.num_steps
-    if settings.time_attr == "global_step":
-        longest += recipe.transition.max_step
-    return RandomRungs(settings, longest, seed)
+    return RandomRungs(settings, longest_trial(search, recipe).of(settings.time_attr), seed)
 
 
 def _print_plan(console: Console, search: SearchConfig, trials: Sequence[PlannedTrial]) -> None:
@@ -212,7 +203,7 @@ def _print_plan(console: Console, search: SearchConfig, trials: Sequence[Planned
         factor = f"{num_asked / num_steps:.2f}" if num_steps else ""
         table.add_row(name, f"{num_segments:,}", f"{num_steps:,}", f"{num_asked:,}", factor)
     console.print(table)
-    if any("grid" not in space for space in search.param_space.values()):
+    if not all(isinstance(domain, Grid) for domain in search.param_space.values()):
         print(
             f"values that are no grid are drawn here, with seed {search.sampling_seed}; Ray Tune will draw other ones"
         )

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.loading import search_of_one
+from latentsync_ray.config.searchfiles import search_of_one
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.loading import load_search
+from latentsync_ray.config.searchfiles import load_search
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
+from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 
@@ -117,10 +118,6 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def _group_sizes(search: SearchConfig, recipe: Recipe) -> set[int]:
-    """World sizes that trials may ask for: the recipe's, and those in the space."""
-    sizes = set()
-    for stage in ("first_stage", "second_stage"):
-        kind, values = next(iter(search.param_space.get(f"{stage}.num_workers", {}).items()), ("", []))
-        sizes |= {values[1] - 1} if kind == "randint" else set(values)
-        sizes |= set() if kind else {getattr(recipe, stage).num_workers}
-    return sizes
+    """The least and the greatest world sizes that trials may ask for; what holds the greatest holds all others."""
+    names = [f"{stage}.num_workers" for stage in ("first_stage", "second_stage")]
+    return {size for name in names for size in extremes(search, recipe, name)}

@@ -1,13 +1,14 @@
-"""Reads recipes, search spaces and SyncNet trainings from YAML files and `key=value` arguments, and writes recipes.
+"""Reads recipes and SyncNet trainings from YAML files and `key=value` arguments, and writes recipes.
 
 A recipe is a folder of three files: `recipe.yaml` (seed, data, components, validation, transition) and the two
-stage files `first_stage.yaml` and `second_stage.yaml`. A search space is one file that names a recipe, the training
-of a SyncNet one file by itself. All are loaded with OmegaConf; beyond this module there are only the frozen
-dataclasses of `config` and `syncnet_config`.
+stage files `first_stage.yaml` and `second_stage.yaml`. The training of a SyncNet is one file by itself, and so is a
+search space (`searchfiles`). OmegaConf fits values to the frozen dataclasses of `config`, `search_config` and
+`syncnet_config`; beyond this module and `searchfiles` there are only those.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,19 +18,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from latentsync_ray.config.recipe import (
-    NEEDED_COMPONENTS,
-    Complaint,
-    ComponentsConfig,
-    Recipe,
-    StageConfig,
-    UserError,
-)
+from latentsync_ray.config.arguments import argument_value, split_argument
+from latentsync_ray.config.domains import Domain
+from latentsync_ray.config.recipe import Complaint, ComponentsConfig, Recipe, StageConfig, UserError
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.yamlfiles import one_line, read_yaml, refuse_interpolation
 from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
 
 STAGE_FILES = {"first_stage": "first_stage.yaml", "second_stage": "second_stage.yaml"}
-_SPACE_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
 _Config = TypeVar("_Config", Recipe, SearchConfig, SyncNetConfig)
 _RECIPE_SOURCES = tuple(f"components.{f.name}" for f in dataclasses.fields(ComponentsConfig))
 _SYNCNET_SOURCES = ("vae", "audio_encoder")
@@ -49,14 +45,14 @@ def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such recipe folder; name one that holds recipe.yaml and the stage files")
     origins = {"": folder / "recipe.yaml"} | {stage: folder / name for stage, name in STAGE_FILES.items()}
-    top = _read_yaml(origins[""])
+    top = read_yaml(origins[""])
     for stage in STAGE_FILES:
         if stage in top:
             raise UserError(f"{origins['']}: {stage}: belongs into its own file; move it to {origins[stage]}")
-        top[stage] = _read_yaml(origins[stage])
-    node = _merged(Recipe, top, origins)
+        top[stage] = read_yaml(origins[stage])
+    node = merged(Recipe, top, origins)
     _resolve_paths(node, folder, _RECIPE_SOURCES)
-    return with_overrides(_checked(Recipe, node, origins), overrides or {})
+    return with_overrides(checked(Recipe, node, origins), overrides or {})
 
 
 def with_overrides(
@@ -78,9 +74,9 @@ def with_overrides(
     origins = {"": Path(origin)}
     node: DictConfig = OmegaConf.structured(recipe)
     for key, value in overrides.items():
-        node = _merged_into(node, _nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
+        node = merged_into(node, nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
     _resolve_paths(node, base or Path.cwd(), _RECIPE_SOURCES)
-    return _checked(Recipe, node, origins)
+    return checked(Recipe, node, origins)
 
 
 class Variants:
@@ -88,10 +84,11 @@ class Variants:
 
     Args:
         recipe: The recipe that all of them start from.
+        origin: What to call the place where their values come from in an error.
     """
 
-    def __init__(self, recipe: Recipe):
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, origin: str = "param_space"):
+        self._recipe, self._origin = recipe, origin
         self._read: dict[tuple[str, str], Any] = {}
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
@@ -101,25 +98,30 @@ class Variants:
             UserError: A name does not exist, or the values break a rule.
         """
         made = self._recipe
-        if all(_inner(made, name.rpartition(".")[0]) is not None for name in values):
-            for name, value in values.items():
-                made = _replaced(made, name.split("."), self._as_read(name, value))
-            if next(_all_complaints(made), None) is None:
-                return made
-        return with_overrides(self._recipe, values, "trial")  # makes what is not there, and says what breaks a rule
+        if all(inner_value(made, name.rpartition(".")[0]) is not None for name in values):
+            with contextlib.suppress(UserError):  # a value that breaks a rule alone may be right beside the others
+                for name, value in values.items():
+                    made = _replaced(made, name.split("."), self._as_read(name, value))
+                if next(_all_complaints(made), None) is None:
+                    return made
+        # Makes what is not there, and says what breaks a rule.
+        return with_overrides(self._recipe, values, self._origin)
 
     def _as_read(self, name: str, value: Any) -> Any:
-        before = _inner(self._recipe, name)
+        before = inner_value(self._recipe, name)
         if type(before) in (int, float) and type(value) in (int, type(before)):
             return type(before)(value)
         if (name, repr(value)) not in self._read:
-            self._read[name, repr(value)] = _inner(with_overrides(self._recipe, {name: value}, "trial"), name)
+            self._read[name, repr(value)] = inner_value(with_overrides(self._recipe, {name: value}), name)
         return self._read[name, repr(value)]
 
 
-def _inner(config: Any, name: str) -> Any:
+def inner_value(config: Any, name: str) -> Any:
     """What is at a dotted name; None if something on the way is null."""
-    for part in filter(None, name.split(".")):
+    while name:
+        if isinstance(config, dict) and name in config:  # its own keys may be dotted names
+            return config[name]
+        part, _, name = name.partition(".")
         config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
     return config
 
@@ -133,31 +135,6 @@ def _replaced(config: Any, parts: list[str], value: Any) -> Any:
     return dataclasses.replace(config, **{parts[0]: value})
 
 
-def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
-
-    Raises:
-        UserError: A file is missing, an argument is no `key=value`, or a value breaks a rule.
-    """
-    file = Path(file)
-    values = {"name": file.stem} | _read_yaml(file)
-    if isinstance(values.get("recipe"), str):
-        values["recipe"] = str((file.parent / values["recipe"]).resolve())
-    return _search(values, file, arguments)
-
-
-def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """The search whose only trial is the recipe itself: a plain two-stage training."""
-    folder = Path(recipe_folder).resolve()
-    values = {
-        "recipe": str(folder),
-        "name": f"train-{folder.name}",
-        "trial_scheduler": {"name": "fifo"},
-        "workers": {"max_groups": 1},
-    }
-    return _search(values, folder, arguments)
-
-
 def load_syncnet(file: str | Path, arguments: list[str]) -> SyncNetConfig:
     """Reads the file of a SyncNet's training, with `key=value` arguments applied.
 
@@ -165,149 +142,46 @@ def load_syncnet(file: str | Path, arguments: list[str]) -> SyncNetConfig:
         UserError: The file is missing, an argument is no `key=value`, or a value breaks a rule.
     """
     file = Path(file)
-    node = _merged(SyncNetConfig, _read_yaml(file), {"": file})
+    node = merged(SyncNetConfig, read_yaml(file), {"": file})
     _resolve_paths(node, file.parent, _SYNCNET_SOURCES)
-    config = _checked(SyncNetConfig, node, {"": file})
+    config = checked(SyncNetConfig, node, {"": file})
     if not arguments:
         return config
     for argument in arguments:
-        key, value = _assignment(argument)
-        node = _merged_into(node, _nested(key, value), {"": Path(f"argument {key}")}, named=True)
+        key, text = split_argument(argument)
+        value = argument_value(SyncNetConfig, key, text, key)
+        node = merged_into(node, nested(key, value), {"": Path(f"argument {key}")}, named=True)
     _resolve_paths(node, Path.cwd(), _SYNCNET_SOURCES)
-    return _checked(SyncNetConfig, node, {"": Path("argument")})
+    return checked(SyncNetConfig, node, {"": Path("argument")})
 
 
-def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
-    search_keys = {f.name for f in dataclasses.fields(SearchConfig)}
-    own: dict[str, Any] = {}
-    recipe_overrides: dict[str, Any] = {}
-    for argument in arguments:
-        key, value = _assignment(argument)
-        head, _, name = key.partition(".")
-        if head in ("param_space", "overrides"):  # their own keys are dotted names, and a new value replaces the old
-            mapping = values.get(head)
-            values[head] = {**(mapping if isinstance(mapping, dict) else {}), name: value} if name else value
-        else:
-            (own if head in search_keys else recipe_overrides)[key] = value
-    node = _merged(SearchConfig, values, {"": file})
-    for key, value in own.items():
-        node = _merged_into(node, _nested(key, value), {"": Path(f"argument {key}")}, named=True)
-    search = _checked(SearchConfig, node, {"": file})
-    recipe = load_recipe(search.recipe)
-    recipe = with_overrides(recipe, search.overrides, f"{file}: overrides", file.parent)
-    recipe = with_overrides(recipe, recipe_overrides, "argument")
-    _check_search(search, recipe, file)
-    _check_space(search, recipe, file)
-    return search, recipe
-
-
-def _assignment(argument: str) -> tuple[str, Any]:
-    """Name and value of a `key=value` argument."""
-    key, equals, text = argument.partition("=")
-    if not equals or not key:
-        raise UserError(f"argument {argument!r}: must be key=value; for example second_stage.optimizer.lr=1e-4")
-    try:
-        return key, _as_number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"argument {argument!r}: the value must be YAML: {_one_line(error)}") from None
-
-
-def _check_search(search: SearchConfig, recipe: Recipe, file: Path) -> None:
-    """What the search compares must be measured, and its scheduler must be able to stop a trial."""
-    component = NEEDED_COMPONENTS.get(search.metric)
-    if component and getattr(recipe.components, component) is None:
-        raise UserError(f"{file}: metric: {search.metric} needs components.{component}; give it or choose another")
-    every = recipe.second_stage.report_every_steps
-    if search.trials.extend % every:
-        rule = f"must be a multiple of second_stage.report_every_steps ({every})"
-        raise UserError(f"{file}: trials.extend: {rule}, got {search.trials.extend}; move it to a report boundary")
-    scheduler, longest = search.trial_scheduler, recipe.second_stage.num_steps
-    if scheduler.time_attr == "global_step":
-        longest += recipe.transition.max_step
-    if scheduler.name == "asha" and scheduler.grace_period > longest:
-        rule = f"must not be above the longest trial's {scheduler.time_attr} ({longest})"
-        raise UserError(f"{file}: trial_scheduler.grace_period: {rule}, got {scheduler.grace_period}; lower it")
-
-
-def _check_space(search: SearchConfig, recipe: Recipe, file: Path) -> None:
-    """Every value that the space can name alone must give a valid recipe."""
-    for key, space in search.param_space.items():
-        where = f"{file}: param_space.{key}"
-        kind = next(iter(space)) if isinstance(space, dict) and len(space) == 1 else None
-        if kind not in _SPACE_KINDS:
-            kinds = ", ".join(_SPACE_KINDS)
-            raise UserError(f"{where}: must be one of {kinds} with its values, got {space!r}; e.g. {{grid: [1, 2]}}")
-        values = space[kind]
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{where}: {kind} must be a list of values, got {values!r}; e.g. {{{kind}: [1, 2]}}")
-        if kind in ("uniform", "loguniform", "randint"):
-            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-            if len(values) != 2 or not numbers or values[0] >= values[1]:
-                raise UserError(f"{where}: {kind} must be [low, high] with low < high, got {values!r}")
-            if kind == "loguniform" and values[0] <= 0:
-                raise UserError(f"{where}: loguniform needs low above 0, got {values!r}; raise it")
-            if kind == "randint" and not all(isinstance(v, int) for v in values):
-                raise UserError(f"{where}: randint must be two whole numbers, got {values!r}")
-            values = _draws(kind, *values)
-        if key.split(".")[0] in ("data", "components", "validation", "training"):
-            raise UserError(f"{where}: must stay the same for all trials, else they cannot be compared; remove it")
-        for value in values:
-            with_overrides(recipe, {key: value}, f"{file}: param_space")
-
-
-def _draws(kind: str, low: float, high: float) -> list[float]:
-    """The bounds of a range, and a value between: a rule may hold at the bounds alone."""
-    return [low, min(low + 1, high - 1), high - 1] if kind == "randint" else [low, low + (high - low) / 3, high]
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        node = OmegaConf.load(file)
-        values = OmegaConf.to_container(node, resolve=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; create it or name another") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({_one_line(error)}); name a YAML file") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file}: must be valid YAML: {_one_line(error)}; mend it there") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must be a mapping of names to values, got {values!r}")
-    for key in values:
-        if not isinstance(key, str):
-            raise UserError(
-                f"{file}: names must be text, got {key!r}; see latentsync_ray/config/recipe.py for the fields"
-            )
-    return {str(key): _as_number(value) for key, value in values.items()}
-
-
-def _as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; numbers written so are meant as numbers."""
-    if isinstance(value, dict):
-        return {key: _as_number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_number(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Mappings in each other that hold a value at a dotted name."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
-def _merged(schema: type[_Config], values: dict[str, Any], origins: dict[str, Path]) -> DictConfig:
-    return _merged_into(OmegaConf.structured(schema), values, origins)
+def merged(schema: type[_Config], values: dict[str, Any], origins: dict[str, Path]) -> DictConfig:
+    """`merged_into` for a first set of values, which must be complete."""
+    return merged_into(OmegaConf.structured(schema), values, origins)
 
 
-def _merged_into(
+def merged_into(
     node: DictConfig, values: dict[str, Any], origins: dict[str, Path], named: bool = False
 ) -> DictConfig:
+    """A node of OmegaConf with further values.
+
+    Args:
+        node: The values before.
+        values: Further ones.
+        origins: Files by the section that they hold.
+        named: Whether `origins` names the value too, and more values may follow.
+
+    Raises:
+        UserError: A name does not exist, or a value does not fit its type.
+    """
+    refuse_interpolation(values, f"{origins['']}: ")
     try:
         merged = OmegaConf.merge(node, values)
         OmegaConf.to_object(merged) if not named else None
@@ -315,13 +189,17 @@ def _merged_into(
         key = str(getattr(error, "full_key", None) or "") or _culprit(node, values)
         file, inner = _origin(key, origins)
         where = str(file) if named or not inner else f"{file}: {inner}"
-        reason, value = _one_line(error).rstrip("."), _value_at(values, key)
+        reason, value = one_line(error).rstrip("."), _value_at(values, key)
         if not (value is None or str(value) in reason or isinstance(error, ConfigKeyError)):
             reason += f", got {value!r}"
-        fields = OmegaConf.get_type(node).__module__.replace(".", "/")
-        raise UserError(f"{where}: {reason}; see {fields}.py for the fields") from None
+        raise UserError(f"{where}: {reason}; see {_fields_of(node)} for the fields") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _fields_of(node: DictConfig) -> str:
+    """The module that describes a node's fields."""
+    return str(OmegaConf.get_type(node).__module__.replace(".", "/") + ".py")
 
 
 def _culprit(node: DictConfig, values: dict[str, Any], prefix: str = "") -> str:
@@ -329,7 +207,7 @@ def _culprit(node: DictConfig, values: dict[str, Any], prefix: str = "") -> str:
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else name
         try:
-            OmegaConf.merge(node, _nested(key, value))
+            OmegaConf.merge(node, nested(key, value))
         except (OmegaConfBaseException, TypeError):
             return _culprit(node, value, key) if isinstance(value, dict) else key
     return prefix
@@ -342,18 +220,29 @@ def _value_at(values: Any, key: str) -> Any:
     return None if isinstance(values, dict) else values
 
 
-def _checked(schema: type[_Config], node: DictConfig, origins: dict[str, Path]) -> _Config:
+def checked(schema: type[_Config], node: DictConfig, origins: dict[str, Path], **fields: Any) -> _Config:
+    """The settings that a node of OmegaConf stands for.
+
+    Args:
+        schema: Their dataclass.
+        node: All values but `fields`.
+        origins: Files by the section that they hold.
+        fields: Values that OmegaConf knows nothing of.
+
+    Raises:
+        UserError: A value is missing or breaks a rule.
+    """
+    refuse_interpolation(OmegaConf.to_container(node, resolve=False), f"{origins['']}: ")
     try:
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         file, inner = _origin(str(getattr(error, "full_key", None) or ""), origins)
-        raise UserError(f"{file}: {inner}: {_one_line(error)}") from None
+        raise UserError(f"{file}: {inner}: {one_line(error)}; see {_fields_of(node)} for the fields") from None
     assert isinstance(config, schema)
+    config = dataclasses.replace(config, **fields)
     for key, rule, remedy in _all_complaints(config):
         file, inner = _origin(key, origins)
-        value = OmegaConf.select(node, key)
-        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        raise UserError(f"{file}: {inner}: {rule}, got {value!r}; {remedy}")
+        raise UserError(f"{file}: {inner}: {rule}, got {_plain(inner_value(config, key))!r}; {remedy}")
     return config
 
 
@@ -383,12 +272,6 @@ def _resolve_paths(node: DictConfig, base: Path, sources: Iterable[str]) -> None
             OmegaConf.update(node, key, str((base / Path(value).expanduser()).resolve()))
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return " ".join(useful) or type(error).__name__
-
-
 def stage_from_settings(settings: Mapping[str, Any]) -> StageConfig:
     """The stage configuration that a segment's plain settings stand for."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StageConfig), dict(settings)))
@@ -405,7 +288,11 @@ def recipe_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """Tuples as lists and settings as mappings, as YAML has them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Domain):
+        return value.as_dict()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -205,6 +205,12 @@ class TransitionConfig:
     combine: Literal["any", "all"] = "any"
     """Whether one of the conditions given suffices or all of them must hold."""
 
+    @property
+    def latest_step(self) -> int:
+        """Stage one ends here at the latest."""
+        decides = self.combine == "any" or (self.plateau is None and self.below is None)
+        return self.at_step if self.at_step is not None and decides else self.max_step
+
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         if self.max_step < 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from latentsync_ray.config.domains import Domain, Grid, Uniform
 from latentsync_ray.config.recipe import Complaint, metric_complaints
 
 PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
@@ -114,6 +116,8 @@ class TrialsConfig:
 
 
 _THRESHOLD = "transition.at_step"
+_LONGEST_NAME = 200
+"""Bytes of a search's name: a folder's name may have 255 on most filesystems, and a hash is added."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,9 @@ class SearchConfig:
     """Name of the search; the file's stem unless it is given."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Values of the recipe that hold for all trials, by dotted name."""
-    param_space: dict[str, Any] = field(default_factory=dict)
+    param_space: dict[str, Domain] = field(default_factory=dict)
     """Dotted name of a recipe value -> one of {grid: [...]}, {choice: [...]}, {uniform: [low, high]},
-    {loguniform: [low, high]}, {randint: [low, high]}."""
+    {loguniform: [low, high]}, {randint: [low, high]}; sorted by name, so that the order in a file decides nothing."""
     num_samples: int = 1
     """Draws from the space; every draw goes through the whole grid."""
     sampling_seed: int = 0
@@ -166,10 +170,8 @@ class SearchConfig:
     @property
     def num_trials(self) -> int:
         """How many trials there will be in all."""
-        total = self.num_samples
-        for space in self.param_space.values():
-            total *= len(space["grid"]) if "grid" in space else 1
-        return total
+        grids = (domain for domain in self.param_space.values() if isinstance(domain, Grid))
+        return self.num_samples * math.prod(len(grid.listed) for grid in grids)
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
@@ -177,20 +179,10 @@ class SearchConfig:
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
         yield from metric_complaints(self.metric)
-        kinds = {kind for space in self.param_space.values() if isinstance(space, dict) for kind in space}
-        if self.search_alg == "optuna" and "grid" in kinds:
-            yield "search_alg", "must be random where param_space has a grid", "make it a choice"
-        if self.search_alg == "optuna" and self.trial_scheduler.name in POPULATION_SCHEDULERS:
-            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
-        if self.trial_scheduler.name in POPULATION_SCHEDULERS and not self.param_space:
-            yield "param_space", f"must not be empty with {self.trial_scheduler.name}", "name what is perturbed"
-        if self.trial_scheduler.name in POPULATION_SCHEDULERS and "seed" in self.param_space:
-            rule = f"must not be searched with {self.trial_scheduler.name}, whose clones go on under their source's"
-            yield "param_space.seed", rule, "remove it"
-        if self.trial_scheduler.name in POPULATION_SCHEDULERS and self.start_from and _THRESHOLD in self.param_space:
-            yield f"param_space.{_THRESHOLD}", "must not be searched with start_from by a population", "remove it"
-        if self.trial_scheduler.name == "pb2" and kinds - {"uniform"}:
-            yield "param_space", "must have uniform ranges only with pb2", "give {uniform: [low, high]}, or use pbt"
+        if self.search_alg == "optuna":
+            yield from self._optuna_complaints()
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS:
+            yield from self._population_complaints()
         if self.start_from is not None and not self.share:
             yield "start_from", "needs share, since its segments were trained once for all", "leave either out"
         if self.start_stage is not None and self.start_from is None:
@@ -199,5 +191,30 @@ class SearchConfig:
             yield "trials.extend", "must be 0, since param_space names second_stage.num_steps", "raise those values"
         if self.trials.extend and self.trial_scheduler.name == "hyperband":
             yield "trials.extend", "must be 0 with hyperband, whose cohorts depend on the length", "use asha"
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            yield "name", "must be a plain folder name", "leave out slashes and leading dots"
+        if not self.name or "/" in self.name or self.name.startswith(".") or not self.name.isprintable():
+            yield "name", "must be a plain folder name", "leave out slashes, leading dots and what is not printable"
+        elif len(self.name.encode()) > _LONGEST_NAME:
+            yield "name", f"must have at most {_LONGEST_NAME} bytes, as the name of a folder", "shorten it"
+        for section, name in itertools.combinations(sorted(self.param_space), 2):
+            if name.startswith(f"{section}."):
+                yield f"param_space.{name}", f"must not be within another parameter ({section})", "remove either"
+
+    def _optuna_complaints(self) -> Iterator[Complaint]:
+        if not self.param_space:
+            yield "search_alg", "must be random where param_space is empty", "name what optuna is to search"
+        if any(isinstance(domain, Grid) for domain in self.param_space.values()):
+            yield "search_alg", "must be random where param_space has a grid", "make it a choice"
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS:
+            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
+
+    def _population_complaints(self) -> Iterator[Complaint]:
+        name = self.trial_scheduler.name
+        if not self.param_space:
+            yield "param_space", f"must not be empty with {name}", "name what is perturbed"
+        if "seed" in self.param_space:
+            rule = f"must not be searched with {name}, whose clones go on under their source's"
+            yield "param_space.seed", rule, "remove it"
+        if self.start_from and _THRESHOLD in self.param_space:
+            yield f"param_space.{_THRESHOLD}", "must not be searched with start_from by a population", "remove it"
+        if name == "pb2" and not all(isinstance(domain, Uniform) for domain in self.param_space.values()):
+            yield "param_space", "must have uniform ranges only with pb2", "give {uniform: [low, high]}, or use pbt"

@@ -118,5 +118,6 @@ def next_segment(recipe: Recipe, root: str, last: Segment | None, leave_first_st
     config = recipe.first_stage if stage == FIRST_STAGE else recipe.second_stage
     if stage == SECOND_STAGE and start - stage_start >= recipe.second_stage.num_steps:
         return None
-    end = start + config.report_every_steps
+    # A clone, or what goes on from a stored segment, may stand between two boundaries.
+    end = start + config.report_every_steps - (start - stage_start) % config.report_every_steps
     return Segment(parent, stage, stage_settings(config), start, stage_start, end, recipe.seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from latentsync_ray.config.loading import Variants
+from latentsync_ray.config.recipe import UserError
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import SECOND_STAGE
 from latentsync_ray.store import TRIALS_FILE, Store
@@ -58,11 +60,27 @@ def leave_unfinished(search: SearchConfig, trials: dict[int, TrialLog]) -> None:
 
 
 def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | None:
-    """The best last result among the trials that ran to their end; among all, if none did."""
-    candidates = [trial for trial in trials.values() if trial.status == "finished"]
-    candidates = candidates or [trial for trial in trials.values() if trial.results]
+    """The best last result among the trials that ran to their end; None if none did."""
+    finished = [trial for trial in trials.values() if trial.status == "finished"]
     sign = 1 if search.mode == "min" else -1
-    return min(candidates, key=lambda trial: (sign * trial.last[search.metric], trial.number), default=None)
+    return min(finished, key=lambda trial: (sign * trial.last[search.metric], trial.number), default=None)
+
+
+def steps_left(variants: Variants, trial: TrialLog) -> tuple[int, int]:
+    """Steps of stage one and two to the end of a trial, at most: the transition may come sooner.
+
+    Args:
+        variants: Of the recipe before a trial's own values.
+        trial: Those whose values break a rule have no step to go.
+    """
+    try:
+        recipe = variants.recipe(trial.parameters)
+    except UserError:
+        return 0, 0
+    second = recipe.second_stage.num_steps - int(trial.last.get("second_stage_step", 0))
+    if trial.transition_step is not None:
+        return 0, max(0, second)
+    return max(0, recipe.transition.latest_step - int(trial.last.get("global_step", 0))), second
 
 
 def num_distinct_steps(trials: dict[int, TrialLog]) -> int:

@@ -6,9 +6,11 @@ are in the store, and the decisions have to be there too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from latentsync_ray.config.domains import Domain
 from latentsync_ray.store import DamagedEntryError, Store
 
 
@@ -40,6 +42,8 @@ class Decision:
     """How often it had been made a clone before: then it may reach the same step again."""
     global_step: int
     """The boundary."""
+    parameters: dict[str, Any]
+    """The trial's values at that boundary; what was decided for others does not count."""
     decision: str
     """Ray Tune's word: CONTINUE, PAUSE, STOP or NOOP."""
     exploit: Exploit | None = None
@@ -53,7 +57,8 @@ class Journal:
         store: Where the journal is kept.
         folder: Its folder below the store's root.
 
-    Entries that are damaged count as never made: they are named in `notices`, and decided anew.
+    Entries that are damaged or were made for other values count as never made: they are named in `notices`, and
+    decided again.
     """
 
     def __init__(self, store: Store, folder: str):
@@ -76,15 +81,25 @@ class Journal:
                 exploit = entry.pop("exploit")
                 self._keep(Decision(**entry, exploit=exploit and Exploit(**exploit)))
         except (DamagedEntryError, KeyError, TypeError):
-            self.notices.append(f"{self._store.root}/{path}: is no whole journal entry; this is decided anew")
+            self.notices.append(f"{self._store.root}/{path}: is no whole journal entry; this is decided again")
 
     def _keep(self, decision: Decision) -> None:
         self._decisions[decision.trial, decision.generation, decision.global_step] = decision
 
-    def lookup(self, trial: int, generation: int, global_step: int) -> Decision | None:
-        """The decision that was made before, if any."""
-        self._to_replay.discard((trial, generation, global_step))
-        return self._decisions.get((trial, generation, global_step))
+    def lookup(self, trial: int, generation: int, global_step: int, parameters: Mapping[str, Any]) -> Decision | None:
+        """The decision that was made before for a trial with these values, if any."""
+        place = trial, generation, global_step
+        self._to_replay.discard(place)
+        known = self._decisions.get(place)
+        if known is None or known.parameters == parameters:
+            return known
+        del self._decisions[place]
+        self._misfit(_decision_name(*place), trial)
+        return None
+
+    def _misfit(self, name: str, trial: int) -> None:
+        place = f"{self._store.root}/{self._folder}/{name}.json"
+        self.notices.append(f"{place}: was made for other values of trial {trial}; this is decided again")
 
     @property
     def replaying(self) -> bool:
@@ -94,12 +109,19 @@ class Journal:
     def write(self, decision: Decision) -> None:
         """Keeps a decision; one for the same place is replaced."""
         self._keep(decision)
-        place = f"{decision.trial:05d}-{decision.generation:03d}-{decision.global_step:09d}"
-        self._write(place, asdict(decision))
+        name = _decision_name(decision.trial, decision.generation, decision.global_step)
+        self._write(name, asdict(decision))
 
-    def suggestion(self, trial: int) -> dict[str, Any] | None:
-        """The values that were suggested for a trial before, if any."""
-        return self._suggestions.get(trial)
+    def suggestion(self, trial: int, param_space: Mapping[str, Domain]) -> dict[str, Any] | None:
+        """The values that were suggested for a trial before, if any, and if they lie in the space."""
+        values = self._suggestions.get(trial)
+        if values is None:
+            return None
+        if values.keys() == param_space.keys() and all(param_space[name].contains(values[name]) for name in values):
+            return values
+        del self._suggestions[trial]
+        self._misfit(_suggestion_name(trial), trial)
+        return None
 
     @property
     def num_suggestions(self) -> int:
@@ -109,7 +131,7 @@ class Journal:
     def write_suggestion(self, trial: int, values: dict[str, Any]) -> None:
         """Keeps the values suggested for a trial."""
         self._suggestions[trial] = values
-        self._write(f"suggestion-{trial:05d}", {"trial": trial, "suggestion": values})
+        self._write(_suggestion_name(trial), {"trial": trial, "suggestion": values})
 
     def exploits(self) -> list[dict[str, Any]]:
         """All exploits, by trial and generation: who cloned whom, where, and with which values."""
@@ -128,3 +150,11 @@ class Journal:
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
         self._store.write_json(f"{self._folder}/{name}.json", entry)
+
+
+def _decision_name(trial: int, generation: int, global_step: int) -> str:
+    return f"{trial:05d}-{generation:03d}-{global_step:09d}"
+
+
+def _suggestion_name(trial: int) -> str:
+    return f"suggestion-{trial:05d}"

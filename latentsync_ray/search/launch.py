@@ -18,6 +18,7 @@ from latentsync_ray.cluster.connection import (  # sets what Ray reads when impo
 # isort: split
 import ray
 
+from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.engine.engine import EngineSetup, StartedEngine, start_engine
@@ -70,13 +71,13 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
             folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
             results = leaving.enter_context(folder)
         groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
-        keep_from = recipe.transition.min_step
+        keep_from, _ = extremes(search, recipe, "transition.min_step")
         actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
         if cluster_stays:  # otherwise its end gives all back
             leaving.callback(remove_what_is_left, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it
         # A cluster that grows on demand is not asked for what may turn out to be of no use.
-        fixed = search.start_from is None and "first_stage.num_workers" not in search.param_space
-        if fixed and not preemptible:
-            actor.warm_up.remote(recipe.first_stage.num_workers)
+        least, most = extremes(search, recipe, "first_stage.num_workers")
+        if least == most and search.start_from is None and not preemptible:
+            actor.warm_up.remote(least)
         yield StartedEngine(actor, name, results)

@@ -13,10 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from latentsync_ray.config.lengths import longest_trial
+from latentsync_ray.config.loading import Variants
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.report.report import SearchLog
-from latentsync_ray.report.trials import TrialLog
+from latentsync_ray.report.trials import TrialLog, steps_left
+from latentsync_ray.search.progress import Progress
 
 _POLL_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 15.0
@@ -24,15 +26,19 @@ _NUM_ROWS = 16
 
 
 class LiveView:
-    """Shows a running search; on a terminal as a table that is redrawn, elsewhere as a line now and then."""
+    """Shows a running search; on a terminal as a table that is redrawn, elsewhere as a line now and then.
 
-    def __init__(self, engine: Any, log: SearchLog, search: SearchConfig, recipe: Recipe):
-        self._engine, self._log, self._search, self._recipe = engine, log, search, recipe
+    It only reads, so that a search does not depend on it.
+    """
+
+    def __init__(self, engine: Any, progress: Progress, search: SearchConfig, recipe: Recipe):
+        self._engine, self._progress, self._search = engine, progress, search
+        self._variants, self._longest = Variants(recipe), longest_trial(search, recipe)
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._num_notices, self._drawing = 0, True
+        self._num_notices = 0
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> LiveView:
@@ -55,25 +61,19 @@ class LiveView:
                 status = ray.get(self._engine.status.remote(), timeout=5)
             except (ray.exceptions.RayError, ValueError):
                 continue  # the engine is being restarted or the search is ending: the next look tells
-            self._log.stopped_by = status["stopped_by"]
-            if self._drawing:
-                self._show_or_give_up(status)
-
-    def _show_or_give_up(self, status: dict[str, Any]) -> None:
-        """A view that cannot be drawn must not keep the search from its end."""
-        try:
-            self._show(status)
-        except Exception:
-            self._drawing = False
-            traceback.print_exc()
-            print("the live view ends here; the search goes on", flush=True)
+            try:
+                self._show(status)
+            except Exception:
+                traceback.print_exc()
+                print("the live view ends here; the search goes on", flush=True)
+                return
 
     def _show(self, status: dict[str, Any]) -> None:
         notices = status["notices"]
         for line in notices[min(self._num_notices, len(notices)) :]:
             self._console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         self._num_notices = len(notices)
-        trials = [self._log.trials[number] for number in sorted(self._log.trials)]
+        trials = [self._progress.trials[number] for number in sorted(self._progress.trials)]
         headline = self._headline(status, trials)
         if self._live is not None:
             self._live.update(Group(headline, self._training(status), self._table(trials)), refresh=True)
@@ -136,20 +136,9 @@ class LiveView:
             return None
         first = per_step["first_stage"]
         second = per_step.get("second_stage", 2 * first)
-        running = [trial for trial in trials if trial.status == "running"]
-        in_first = [trial for trial in running if trial.transition_step is None]
-        ends = [
-            trial.parameters.get(
-                "transition.at_step", self._recipe.transition.at_step or self._recipe.transition.max_step
-            )
-            for trial in in_first
-        ]
-        trunk = max(
-            (end - trial.last.get("global_step", 0) for end, trial in zip(ends, in_first, strict=True)), default=0
-        )
-        num_unborn = max(0, self._search.num_trials - len(trials))
-        branches = (len(running) + num_unborn) * self._recipe.second_stage.num_steps - sum(
-            trial.last.get("second_stage_step", 0) for trial in running
-        )
+        left = [steps_left(self._variants, trial) for trial in trials if trial.status == "running"]
+        trunk = max((steps for steps, _ in left), default=0)
+        num_to_begin = max(0, self._search.num_trials - len(trials))
+        branches = num_to_begin * self._longest.second_stage + sum(steps for _, steps in left)
         groups = max(1, min(self._search.workers.max_groups, status["num_groups"]))
         return float(max(trunk * first, (trunk * first + branches * second) / groups))

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from latentsync_ray.search.journal import Decision, Journal
-from latentsync_ray.search.trial import trial_number
+from latentsync_ray.search.trial import parameters, trial_number
 
 
 @dataclass
@@ -19,10 +19,22 @@ class _Rung:
     milestone: float
     scores: dict[int, float] = field(default_factory=dict)
     promoted: set[int] = field(default_factory=set)
+    num_arrived: int = 0
+    """How many trials have come to it, those among them that have diverged or failed since."""
 
-    def promotable(self, share: int) -> list[int]:
-        """Trials among the best `share` that have not gone on, the best first."""
-        best = sorted(self.scores, key=lambda number: (-self.scores[number], number))[:share]
+    def arrive(self, number: int, score: float) -> None:
+        """A trial comes to the milestone."""
+        self.scores[number] = score
+        self.num_arrived += 1
+
+    def forget(self, number: int) -> None:
+        """Frees the place of a trial; how many may go on stays as it is, so that another one can take it."""
+        self.scores.pop(number, None)
+        self.promoted.discard(number)
+
+    def promotable(self, num_places: int) -> list[int]:
+        """Trials among the best `num_places` that have not gone on, the best first."""
+        best = sorted(self.scores, key=lambda number: (-self.scores[number], number))[:num_places]
         return [number for number in best if number not in self.promoted]
 
 
@@ -68,7 +80,8 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
         """Nothing to do: a trial counts from its first rung."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing to do: what it scored stays."""
+        """Frees the trial's places."""
+        self._forget(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Goes on between rungs; at a rung, among the best."""
@@ -77,26 +90,29 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
         reached = [rung for rung in self._rungs if result[self._time_attr] >= rung.milestone]
         new = [rung for rung in reached if number not in rung.scores]
         for rung in new:
-            rung.scores[number] = self._sign * result[self._metric]
-        known = self._journal.lookup(number, 0, global_step)
+            rung.arrive(number, self._sign * result[self._metric])
+        values = parameters(trial.config)
+        known = self._journal.lookup(number, 0, global_step, values)
         if not new and known is None:
             return str(TrialScheduler.CONTINUE)
         highest = reached[-1]
         if known is not None:
             goes_on = known.decision == TrialScheduler.CONTINUE
         else:
-            goes_on = number in highest.promotable(self._share(highest))
+            goes_on = number in highest.promotable(self._num_places(highest))
         if goes_on:
             highest.promoted.add(number)
         for passed in reached[:-1]:
             passed.promoted.add(number)
         decision = str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.PAUSE)
         if known is None:
-            self._journal.write(Decision(number, 0, global_step, decision))
+            self._journal.write(Decision(number, 0, global_step, values, decision))
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing to do: what it scored stays."""
+        """What it scored stays, unless it has diverged or failed: then it frees its places."""
+        if "error" in result:
+            self._forget(trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Nothing to do: what it scored stays."""
@@ -112,7 +128,7 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
         # As long as results of before come in again, a rung that is half full would let others go on than then.
         if not self._journal.replaying or not busy:
             for rung in reversed(self._rungs):
-                for number in rung.promotable(self._share(rung)):
+                for number in rung.promotable(self._num_places(rung)):
                     if number in paused:
                         return self._promote(rung, number, paused[number])
         if busy:
@@ -131,13 +147,18 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
 
     def _promote(self, rung: _Rung, number: int, trial: Any) -> Any:
         rung.promoted.add(number)
-        self._journal.write(Decision(number, 0, self._boundaries[number], str(TrialScheduler.CONTINUE)))
+        decision = str(TrialScheduler.CONTINUE)
+        self._journal.write(Decision(number, 0, self._boundaries[number], parameters(trial.config), decision))
         return trial
 
-    def _share(self, rung: _Rung) -> int:
-        return int(len(rung.scores) / self._reduction_factor)
+    def _forget(self, trial: Any) -> None:
+        for rung in self._rungs:
+            rung.forget(trial_number(trial.trial_id, trial.config))
+
+    def _num_places(self, rung: _Rung) -> int:
+        return int(rung.num_arrived / self._reduction_factor)
 
     def debug_string(self) -> str:
         """The rungs in one line."""
-        rungs = (f"{r.milestone:g}: {len(r.promoted)} of {len(r.scores)} went on" for r in self._rungs)
+        rungs = (f"{r.milestone:g}: {len(r.promoted)} of {r.num_arrived} went on" for r in self._rungs)
         return "promoting ASHA: " + ", ".join(rungs)

@@ -14,6 +14,7 @@ import ray
 from ray import tune
 
 from latentsync_ray.cluster.connection import nodes_come_and_go
+from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key
@@ -22,22 +23,21 @@ from latentsync_ray.engine.engine import StartedEngine
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import WorkerSetup
 from latentsync_ray.latentsync.inputs import check_syncnet, ready_inputs
-from latentsync_ray.report.report import NOTHING_DONE, SearchLog, read_finished, write_report
-from latentsync_ray.report.trials import TrialLog, leave_unfinished
+from latentsync_ray.report.report import NOTHING_DONE, read_finished, write_report
+from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
+from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
+from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.schedulers import make_scheduler
-from latentsync_ray.search.suggestions import domain, make_search_algorithm
+from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
+from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.search.trial import Trial, TrialSetup, trial_number
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
-MAX_TRIAL_RESTARTS = 3
-"""How often in a row, without getting further, a trial whose process was lost begins again; it finds what it had."""
-MAX_REPLAYS = 3
-"""How often the search is gone through again, at no cost, for trials that Ray Tune has given up as they began."""
 
 
 def run_search(
@@ -54,8 +54,8 @@ def run_search(
         started: `time.monotonic()` when the command began, for its wall clock.
 
     Returns:
-        The exit status: 0, 1 if trials failed or all diverged, or 3 if a budget was used up before the end. And the
-        folder or URI of the results.
+        The exit status: 0, 1 if a trial has failed or none has run to its end, or 3 if a budget was used up before
+        the end. And the folder or URI of the results.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -89,23 +89,29 @@ def run_search(
     first = tuple(segment.to_dict() for segment in lineage)
     setup = TrialSetup(engine.name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None)
     _prefetch(engine.actor, search, setup)
-    for _ in range(1 + MAX_REPLAYS):
-        log = SearchLog(store, folder)  # clears logs of before, so after all checks
+    write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
+    ending = Ending(engine.actor)
+    while True:
+        progress, log = Progress(), TensorBoardLog(store, folder)
+        num_noticed = len(journal.notices)
         try:
-            with LiveView(engine.actor, log, search, recipe), _few_starts_at_once(search):
-                _fit(_tuner(search, recipe, engine, setup, journal, log))
+            with LiveView(engine.actor, progress, search, recipe), _few_starts_at_once(search):
+                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
         finally:
             log.close()
-        if not log.lost or log.stopped_by is not None:
+        for notice in journal.notices[num_noticed:]:
+            print(f"note: {notice}", flush=True)
+        num_lost = ending.go_again()
+        if not num_lost:
             break
-        print(f"note: {log.lost} trials were lost as they began; what is decided is followed again", flush=True)
+        print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
         ray.get(engine.actor.begin_again.remote())
-    if log.stopped_by is not None:
-        leave_unfinished(search, log.trials)
-    status = {**ray.get(engine.actor.status.remote()), "stopped_by": log.stopped_by}
+    if ending.stopped_by is not None:
+        leave_unfinished(search, progress.trials)
+    status = {**ray.get(engine.actor.status.remote()), "stopped_by": ending.stopped_by}
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _report(store, folder, search, recipe, log.trials, status, journal, accuracy, started)
+    exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, accuracy, started)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
     return exit_status, store.uri_of(folder)
@@ -138,6 +144,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, 
     It names what decides the results; where they are kept and on how many workers is left out.
     """
     asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
+    asked["param_space"] = {name: domain.as_dict() for name, domain in search.param_space.items()}
     for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials"):
         del asked[name]
     for name in ("data", "components"):
@@ -176,8 +183,9 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
         or any(name.startswith(("seed", "training", "first_stage")) for name in names)
     ):
         return
-    certain = 0 if "transition.min_step" in names else recipe.transition.min_step
-    if certain == 0 and ("transition.at_step" in names or recipe.transition.at_step == 0):
+    certain, _ = extremes(search, recipe, "transition.min_step")
+    searched = any("transition.at_step.".startswith(f"{name}.") for name in names)
+    if certain == 0 and (searched or recipe.transition.at_step == 0):
         return  # a trial may leave stage one out
     root = root_key(recipe, setup.fingerprints, setup.extra)
     segments: list[Segment] = []
@@ -196,16 +204,17 @@ def _tuner(
     engine: StartedEngine,
     setup: TrialSetup,
     journal: Journal,
-    log: SearchLog,
+    ending: Ending,
+    callbacks: list[tune.Callback],
 ) -> tune.Tuner:
-    """Ray Tune's own search over the space, with decisions journaled and progress logged."""
+    """Ray Tune's own search over the space, with decisions journaled and progress followed."""
 
     def hold(trial: str, key: str) -> None:
         ray.get(engine.actor.hold.remote(trial, key))
 
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
-        param_space={name: domain(space) for name, space in search.param_space.items()},
+        param_space={name: tune_domain(domain) for name, domain in search.param_space.items()},
         tune_config=tune.TuneConfig(
             metric=search.metric,
             mode=search.mode,
@@ -218,8 +227,8 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             storage_path=engine.results,
-            callbacks=[log],
-            stop=BudgetStopper(log, setup.engine),
+            callbacks=callbacks,
+            stop=ending,
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
             verbose=0,
         ),
@@ -258,32 +267,6 @@ def _fit(tuner: tune.Tuner) -> None:
         if cause is None:
             raise
         raise cause from None
-
-
-class BudgetStopper(tune.Stopper):  # type: ignore[misc]
-    """Ends the search at a budget, once all in flight is finished.
-
-    Ray Tune then ends all trials, paused ones too, and asks neither scheduler nor searcher about it, so that nothing
-    is decided that an undisturbed search would decide otherwise.
-    """
-
-    def __init__(self, log: SearchLog, engine: str):
-        self._log, self._engine = log, engine
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune writes a copy into files that nobody reads, and a log has open files."""
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is ended by itself."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether the search ends; trials that wait for the engine are let go."""
-        if self._log.stopped_by is None:
-            return False
-        ray.get_actor(self._engine).release.remote()
-        return True
 
 
 def _trial_name(trial: Any) -> str:

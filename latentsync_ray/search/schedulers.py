@@ -14,23 +14,21 @@ from typing import Any
 import numpy as np
 from ray.train._internal.session import _TrainingResult  # what Ray Tune's own schedulers hand to a trial
 from ray.tune import Checkpoint
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    HyperBandScheduler,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
+from latentsync_ray.config.domains import Choice, Domain, Grid
+from latentsync_ray.config.lengths import longest_trial
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import SECOND_STAGE, Segment, digest
+from latentsync_ray.search.halving import ASHA, HyperBand
 from latentsync_ray.search.journal import Decision, Exploit, Journal
 from latentsync_ray.search.promotion import PromotingASHA
-from latentsync_ray.search.suggestions import domain
-from latentsync_ray.search.trial import POINTER, trial_number
+from latentsync_ray.search.suggestions import tune_domain
+from latentsync_ray.search.trial import POINTER, parameters, trial_number
 
 _THRESHOLD = "transition.at_step"
+_LENGTH = "second_stage.num_steps"
 Hold = Callable[[str, str], None]
 """Asks for the state of a segment to be kept for a trial: its id and the segment's key."""
 
@@ -45,22 +43,19 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
         UserError: The library that it needs is not installed.
     """
     settings = search.trial_scheduler
-    longest = recipe.second_stage.num_steps
-    if settings.time_attr == "global_step":
-        longest += recipe.transition.max_step
     halving: dict[str, Any] = {
         "time_attr": settings.time_attr,
-        "max_t": longest,
+        "max_t": longest_trial(search, recipe).of(settings.time_attr),
         "reduction_factor": settings.reduction_factor,
     }
     if settings.name == "fifo":
         return FIFOScheduler()
     if settings.name == "hyperband":
-        return HyperBandScheduler(**halving)
+        return HyperBand(**halving)
     if settings.name == "asha" and settings.promote:
         return PromotingASHA(**halving, grace_period=settings.grace_period, journal=journal)
     if settings.name == "asha":
-        return JournaledScheduler(ASHAScheduler(**halving, grace_period=settings.grace_period), journal)
+        return JournaledScheduler(ASHA(**halving, grace_period=settings.grace_period), journal)
     population: dict[str, Any] = {
         "time_attr": settings.time_attr,
         "perturbation_interval": settings.perturbation_interval,
@@ -70,35 +65,33 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
     if settings.name == "pb2":
         if importlib.util.find_spec("sklearn") is None:
             raise UserError("trial_scheduler.name: pb2 needs scikit-learn, which is not installed; pip install it")
-        bounds = {name: list(space["uniform"]) for name, space in search.param_space.items()}
+        bounds = {name: domain.values() for name, domain in search.param_space.items()}
         return _journaled_pb2()(journal, hold, search.sampling_seed, **population, hyperparam_bounds=bounds)
+    # A clone is as long as its source: where that one is now, a shorter trial would have ended.
+    perturbed = {
+        name: domain for name, domain in search.param_space.items() if not f"{_LENGTH}.".startswith(f"{name}.")
+    }
     return JournaledPBT(
         journal,
         hold,
         search.sampling_seed,
         **population,
         resample_probability=settings.resample_probability,
-        hyperparam_mutations={name: _mutation(space) for name, space in search.param_space.items()},
+        hyperparam_mutations={name: _mutation(domain) for name, domain in perturbed.items()},
         custom_explore_fn=_within(search.param_space),
     )
 
 
-def _mutation(space: dict[str, Any]) -> Any:
+def _mutation(domain: Domain) -> Any:
     """What PBT perturbs: a list by going to a neighbour, a range by a factor."""
-    kind, values = next(iter(space.items()))
-    return list(values) if kind in ("grid", "choice") else domain(space)
+    return domain.values() if isinstance(domain, Grid | Choice) else tune_domain(domain)
 
 
-def _within(param_space: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _within(param_space: dict[str, Domain]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Brings perturbed values back into their ranges; a rule may hold only there."""
 
     def clip(config: dict[str, Any]) -> dict[str, Any]:
-        for name, space in param_space.items():
-            kind, values = next(iter(space.items()))
-            if kind not in ("grid", "choice"):
-                highest = values[1] - 1 if kind == "randint" else values[1]
-                config[name] = min(max(config[name], values[0]), highest)
-        return config
+        return config | {name: domain.clip(config[name]) for name, domain in param_space.items()}
 
     return clip
 
@@ -131,9 +124,10 @@ class JournaledScheduler(TrialScheduler):  # type: ignore[misc]
         """The decision of before, or the scheduler's; the scheduler sees every result either way."""
         number, global_step = trial_number(trial.trial_id, trial.config), result["global_step"]
         decision = str(self._scheduler.on_trial_result(tune_controller, trial, result))
-        known = self._journal.lookup(number, 0, global_step)
+        values = parameters(trial.config)
+        known = self._journal.lookup(number, 0, global_step, values)
         if known is None:
-            self._journal.write(Decision(number, 0, global_step, decision))
+            self._journal.write(Decision(number, 0, global_step, values, decision))
         return known.decision if known else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -170,7 +164,8 @@ class _JournaledExploits:
         """What was decided before, or what the scheduler decides now."""
         number = trial_number(trial.trial_id, trial.config)
         generation, global_step = self._generations[number], result["global_step"]
-        known = self._journal.lookup(number, generation, global_step)
+        values = parameters(trial.config)
+        known = self._journal.lookup(number, generation, global_step, values)
         if known is not None:
             return self._decide_again(tune_controller, trial, result, known)
         self._made = None
@@ -178,7 +173,7 @@ class _JournaledExploits:
         random.seed(seed)
         np.random.seed(seed)
         decision = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]
-        self._journal.write(Decision(number, generation, global_step, decision, self._made))
+        self._journal.write(Decision(number, generation, global_step, values, decision, self._made))
         if self._made is not None:
             self._generations[number] += 1
         return decision
@@ -220,7 +215,7 @@ class _JournaledExploits:
         self._made = Exploit(
             source=trial_number(trial_to_clone.trial_id, trial_to_clone.config),
             key=key,
-            parameters={k: v.item() if isinstance(v, np.generic) else v for k, v in trial.config.items()},
+            parameters=parameters(trial.config),
             pointer=pointer,
             last_train_time=state.last_train_time,
             last_perturbation_time=state.last_perturbation_time,

@@ -9,6 +9,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, SearchGenerator
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from latentsync_ray.config.domains import Choice, Domain, Grid, LogUniform, RandInt, Uniform
 from latentsync_ray.config.recipe import UserError
 from latentsync_ray.config.search import PAUSING_SCHEDULERS, SearchConfig
 from latentsync_ray.core.segment import digest
@@ -42,10 +43,10 @@ def make_search_algorithm(search: SearchConfig, journal: Journal) -> SearchAlgor
     seed = int(digest([search.sampling_seed, journal.num_suggestions])[:8], 16)
     num_random = max(2, min(_MOST_RANDOM_SUGGESTIONS, search.num_trials // 4))
     sampler = optuna.samplers.TPESampler(n_startup_trials=num_random, seed=seed)
-    space = {name: domain(values) for name, values in search.param_space.items()}
+    space = {name: tune_domain(domain) for name, domain in search.param_space.items()}
     suggesting = OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler)
     suggesting.set_search_properties(search.metric, search.mode, space)
-    searcher: Searcher = JournaledSearcher(suggesting, journal, search.metric, search.mode)
+    searcher: Searcher = JournaledSearcher(suggesting, journal, search)
     return SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=limit) if limit else searcher)
 
 
@@ -55,14 +56,20 @@ def pauses(search: SearchConfig) -> bool:
     return settings.name in PAUSING_SCHEDULERS or settings.promote
 
 
-def domain(space: dict[str, Any]) -> Any:
-    """Ray Tune's search domain for an entry of `param_space`."""
-    kind, values = next(iter(space.items()))
-    if kind == "grid":
-        return tune.grid_search(values)
-    if kind == "choice":
-        return tune.choice(values)
-    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}[kind](*values)
+def tune_domain(domain: Domain) -> Any:
+    """Ray Tune's search domain for one of ours."""
+    match domain:
+        case Grid(listed):
+            return tune.grid_search(list(listed))
+        case Choice(listed):
+            return tune.choice(list(listed))
+        case Uniform(low, high):
+            return tune.uniform(low, high)
+        case LogUniform(low, high):
+            return tune.loguniform(low, high)
+        case RandInt(low, high):
+            return tune.randint(low, high)
+    raise TypeError(f"no domain: {domain!r}")
 
 
 class JournaledSearcher(Searcher):  # type: ignore[misc]
@@ -73,9 +80,9 @@ class JournaledSearcher(Searcher):  # type: ignore[misc]
     trials of its own variant generator.
     """
 
-    def __init__(self, searcher: Searcher, journal: Journal, metric: str, mode: str):
-        super().__init__(metric=metric, mode=mode)
-        self._searcher, self._journal = searcher, journal
+    def __init__(self, searcher: Searcher, journal: Journal, search: SearchConfig):
+        super().__init__(metric=search.metric, mode=search.mode)
+        self._searcher, self._journal, self._param_space = searcher, journal, search.param_space
         self._num_suggested = 0
         self._replayed: dict[str, dict[str, Any]] = {}
         self._last: dict[str, dict[str, Any]] = {}
@@ -89,7 +96,7 @@ class JournaledSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The values of before, or the searcher's."""
         number = self._num_suggested
-        values = self._journal.suggestion(number)
+        values = self._journal.suggestion(number, self._param_space)
         if values is not None:
             self._replayed[trial_id] = values
         else:

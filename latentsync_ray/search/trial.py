@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 
 from latentsync_ray.cluster.connection import TRIAL_MEMORY_BYTES
 from latentsync_ray.config.loading import with_overrides
-from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
 from latentsync_ray.core.transition import Observation, divergence, objective, should_transition
 
@@ -63,6 +64,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Decides the stage, asks for the next segment, and reports its metrics."""
+        if self.refused is not None:
+            step = self.last.end_step if self.last is not None else 0
+            return {"global_step": step, "second_stage_step": 0, **_failure(self.refused)}
         given, past = self.common.lineage, len(self.history)
         in_first_stage = self.last is None or self.last.stage == FIRST_STAGE
         leave = in_first_stage and should_transition(self.recipe.transition, self.history)
@@ -79,7 +83,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return {**place, "unfinished": answer["unfinished"], "done": True}
         if "error" in answer:
             # An exception would have Ray Tune begin the trial again, to meet the same error.
-            return {**place, "error": answer["error"], "diverged": answer["diverged"], "done": True}
+            return {**place, **_failure(answer["error"], answer["diverged"])}
 
         metrics = {**answer["metrics"]}
         metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
@@ -128,9 +132,18 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common
         self.asker = self.trial_id, uuid.uuid4().hex
-        self.recipe = with_overrides(common.recipe, parameters(config), "trial")
+        self.refused: str | None = None
+        try:
+            self.recipe = with_overrides(common.recipe, parameters(config), "param_space")
+        except UserError as error:
+            self.refused = str(error)
+            return
         extra = common.extra if common.share else {**common.extra, "trial": trial_identity(self.trial_id, config)}
         self.root = root_key(self.recipe, common.fingerprints, extra)
+
+
+def _failure(error: str, diverged: bool = False) -> dict[str, Any]:
+    return {"error": error, "diverged": diverged, "done": True}
 
 
 def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
@@ -139,8 +152,12 @@ def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial's config says about the recipe."""
-    return {name: value for name, value in config.items() if name != TRIAL_NUMBER}
+    """What a trial's config says about the recipe, as plain values: some schedulers draw numpy's."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in config.items()
+        if name != TRIAL_NUMBER
+    }
 
 
 def trial_identity(trial_id: str, config: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config.loading import load_search
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.search.run import search_folder
 

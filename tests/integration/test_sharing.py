@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.config.loading import load_search, with_overrides
+from latentsync_ray.config.loading import with_overrides
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.segment import next_segment, root_key
 from latentsync_ray.latentsync.inputs import ready_inputs
 

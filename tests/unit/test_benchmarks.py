@@ -14,7 +14,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentsync_ray.config.loading import load_recipe, load_search
+from latentsync_ray.config.domains import Choice
+from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.stage import LatentSyncTraining
 
@@ -33,11 +35,11 @@ def test_the_grid_s_values_can_be_searched(method: str, monkeypatch: pytest.Monk
     monkeypatch.chdir(BENCHMARKS.parent)
     truth = import_module("truth")
     search, recipe = load_search(truth.SPACE, truth.arguments(method, 3, 1))
-    assert {name: len(values["choice"]) for name, values in search.param_space.items() if name != "seed"} == {
+    assert {name: len(domain.values()) for name, domain in search.param_space.items() if name != "seed"} == {
         "transition.at_step": 5,
         "second_stage.optimizer.lr": 5,
     }
-    assert recipe.seed == 1 or search.param_space["seed"] == {"choice": [1]}
+    assert recipe.seed == 1 or search.param_space["seed"] == Choice((1,))
 
 
 def test_trials_walk_through_an_engine_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from latentsync_ray.config.loading import load_search
 from latentsync_ray.config.recipe import ComponentsConfig, UserError
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.init import main
 from latentsync_ray.shipped import shipped_files
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.cluster.connection import check_resources, lacking
 from latentsync_ray.cluster import connection as cluster
+from latentsync_ray.cluster.connection import check_resources, lacking
+from latentsync_ray.config.domains import read_domain
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import Recipe, UserError
 from latentsync_ray.config.search import SearchConfig, WorkersConfig
@@ -72,7 +73,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, Any]) -> None:
 def test_every_group_that_a_trial_may_ask_for_is_looked_at(
     space: dict[str, Any], workers: WorkersConfig, line: str | None, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = SearchConfig("recipe", "search", param_space=space, workers=workers)
+    domains = {name: read_domain(entry, name) for name, entry in space.items()}
+    search = SearchConfig("recipe", "search", param_space=domains, workers=workers)
     gone = {"Alive": False, "Resources": BIG}
     seen(monkeypatch, {"Resources": SMALL}, gone)
     if line is None:

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.config.loading import (
-    Variants,
-    load_recipe,
-    load_search,
-    recipe_files,
-    search_of_one,
-    with_overrides,
-)
+from latentsync_ray.config.domains import Grid, LogUniform
+from latentsync_ray.config.loading import Variants, load_recipe, recipe_files, with_overrides
 from latentsync_ray.config.recipe import (
     BelowConfig,
     ComponentsConfig,
@@ -33,6 +27,7 @@ from latentsync_ray.config.recipe import (
     ValidationConfig,
 )
 from latentsync_ray.config.search import BudgetConfig, SearchConfig, TrialSchedulerConfig, WorkersConfig
+from latentsync_ray.config.searchfiles import load_search, search_of_one
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -157,7 +152,7 @@ def test_numbers_may_be_written_as_people_write_them(text: str, folder: Path, tm
     )
     search, recipe = load_search(tmp_path / "space.yaml", [f"second_stage.optimizer.eps={text}"])
     assert recipe.first_stage.optimizer.lr == recipe.second_stage.optimizer.eps == 1e-4
-    assert search.param_space == {"second_stage.optimizer.lr": {"grid": [1e-4]}}
+    assert search.param_space == {"second_stage.optimizer.lr": Grid((1e-4,))}
 
 
 def test_arguments_go_to_the_search_or_to_its_recipe(folder: Path, tmp_path: Path) -> None:
@@ -176,21 +171,21 @@ def test_arguments_go_to_the_search_or_to_its_recipe(folder: Path, tmp_path: Pat
             "share=false",
             "param_space.second_stage.optimizer.lr={loguniform: [1e-5, 1e-3]}",
             "seed=7",
-            "transition={at_step: 240}",
+            "transition={max_step: 240}",
             "second_stage.loss.trepa=0",
         ],
     )
     assert (search.num_samples, search.storage, search.share) == (3, "s3://bucket/runs", False)
     assert search.trial_scheduler == TrialSchedulerConfig("fifo", grace_period=20)
     assert search.param_space == {
-        "transition.at_step": {"grid": [160, 240]},
-        "second_stage.optimizer.lr": {"loguniform": [1e-5, 1e-3]},
+        "transition.at_step": Grid((160, 240)),
+        "second_stage.optimizer.lr": LogUniform(1e-5, 1e-3),
     }
-    assert (recipe.seed, recipe.transition.at_step, recipe.second_stage.loss.trepa) == (7, 240, 0.0)
+    assert (recipe.seed, recipe.transition.max_step, recipe.second_stage.loss.trepa) == (7, 240, 0.0)
     assert recipe.transition.plateau is None  # from the file
 
     search, recipe = load_search(tmp_path / "space.yaml", ["param_space={seed: {grid: [1]}}", "overrides={}"])
-    assert search.param_space == {"seed": {"grid": [1]}}
+    assert search.param_space == {"seed": Grid((1,))}
     assert recipe == load_recipe(folder)
 
 

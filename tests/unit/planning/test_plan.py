@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search.variant_generator import generate_variants
 
+from latentsync_ray.config.domains import read_domain
 from latentsync_ray.config.recipe import (
     ComponentsConfig,
     DataConfig,
@@ -24,7 +25,7 @@ from latentsync_ray.config.search import SearchConfig, TrialSchedulerConfig
 from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment
 from latentsync_ray.plan import Simulated, distinct_segments, main, plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs, RandomRungs
-from latentsync_ray.search.suggestions import domain
+from latentsync_ray.search.suggestions import tune_domain
 
 COSTS = Costs({FIRST_STAGE: 1.0, SECOND_STAGE: 2.0}, startup_seconds=5.0, idle_seconds=20.0)
 FIFO = TrialSchedulerConfig(name="fifo")
@@ -45,7 +46,8 @@ def new_recipe(num_workers: tuple[int, int] = (1, 1)) -> Recipe:
 
 
 def new_search(space: dict[str, Any], scheduler: TrialSchedulerConfig = FIFO, **values: Any) -> SearchConfig:
-    return SearchConfig(recipe="r", name="s", param_space=space, trial_scheduler=scheduler, **values)
+    domains = {name: read_domain(entry, name) for name, entry in space.items()}
+    return SearchConfig(recipe="r", name="s", param_space=domains, trial_scheduler=scheduler, **values)
 
 
 def two_trials(num_gpus: int) -> Simulated:
@@ -125,7 +127,12 @@ def test_grids_come_in_the_order_of_ray_tune() -> None:
     space = {"second_stage.optimizer.lr": {"grid": [1.0, 2.0]}, "first_stage.optimizer.lr": {"grid": [3.0, 4.0, 5.0]}}
     trials = plan_trials(new_search(space, num_samples=2), new_recipe())
     ours = [(trial.recipe.second_stage.optimizer.lr, trial.recipe.first_stage.optimizer.lr) for trial in trials]
-    theirs = [spec for _, spec in generate_variants({name: domain(values) for name, values in space.items()})]
+    theirs = [
+        spec
+        for _, spec in generate_variants(
+            {name: tune_domain(read_domain(entry, name)) for name, entry in space.items()}
+        )
+    ]
     assert ours == 2 * [tuple(spec[name] for name in space) for spec in theirs]
 
 

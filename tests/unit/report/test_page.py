@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from latentsync_ray.config.domains import Choice, Grid
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.report.page import report_html
-from latentsync_ray.report.report import TrialLog
+from latentsync_ray.report.trials import TrialLog
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 GRID = {
-    "transition.at_step": {"grid": [40, 80]},
-    "second_stage.optimizer.lr": {"grid": [1e-4, 3e-3]},
-    "second_stage.trainable_modules": {"choice": [None, ["attn2"]]},
+    "transition.at_step": Grid((40, 80)),
+    "second_stage.optimizer.lr": Grid((1e-4, 3e-3)),
+    "second_stage.trainable_modules": Choice((None, ["attn2"])),
 }
 
 

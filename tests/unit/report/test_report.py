@@ -13,11 +13,14 @@ from PIL import Image
 from ray.tune.experiment import Trial
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.report.report import SearchLog, read_finished, write_report
-from latentsync_ray.report.trials import TrialLog, best_trial, leave_unfinished
+from latentsync_ray.report.report import read_finished, write_report
+from latentsync_ray.report.trials import TrialLog, best_trial, leave_unfinished, write_trials
+from latentsync_ray.search.progress import Progress
+from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.store import Store
 
 STATUS = {
@@ -32,7 +35,7 @@ STATUS = {
 
 
 def search(mode: str = "min") -> SearchConfig:
-    space = {"transition.at_step": {"grid": [20, 40]}, "second_stage.optimizer.implementation": {"grid": ["fused"]}}
+    space = {"transition.at_step": Grid((20, 40)), "second_stage.optimizer.implementation": Grid(("fused",))}
     return SearchConfig(recipe="r", name="s", mode=mode, param_space=space)  # type: ignore[arg-type]
 
 
@@ -73,12 +76,12 @@ def test_the_best_is_the_best_at_its_end(mode: str, best: int) -> None:
     assert best_trial(search(mode), trials) is trials[best]
 
 
-def test_only_without_a_finished_trial_may_a_stopped_one_be_the_best() -> None:
+def test_without_a_finished_trial_there_is_no_best() -> None:
     stopped, finished = trial(0, 20, [1], "stopped"), trial(1, 20, [9, 2])
     failed_at_once = TrialLog(2, {}, status="failed")
     assert best_trial(search(), numbered(stopped, finished, failed_at_once)) is finished
-    assert best_trial(search(), numbered(stopped, failed_at_once)) is stopped
-    assert best_trial(search(), numbered(failed_at_once)) is None
+    diverged = trial(3, 20, [1, 1], "diverged")
+    assert best_trial(search(), numbered(stopped, failed_at_once, diverged)) is None
     assert best_trial(search(), {}) is None
 
 
@@ -96,19 +99,18 @@ def test_a_trial_knows_where_it_left_stage_one_and_what_it_shared() -> None:
     assert TrialLog(0, {}).num_steps_shared == 0
 
 
-def test_a_trial_may_fail_before_it_began(tmp_path: Path) -> None:
+def test_a_trial_may_fail_before_it_began() -> None:
     """The process that it was to take over is lost; Ray Tune then says nothing of it before."""
-    log = SearchLog(Store(str(tmp_path)), "searches/s")
+    progress = Progress()
     lost = Trial("trial", stub=True, trial_id="a1b2_00007", config={"second_stage.optimizer.lr": 1e-4})
-    log.on_trial_error(0, [lost], lost)
-    assert log.lost == 0
-    assert log.trials == {7: TrialLog(7, lost.config, status="failed", error="unknown error")}
+    progress.on_trial_error(0, [lost], lost)
+    assert progress.trials == {7: TrialLog(7, lost.config, status="failed", error="unknown error")}
 
 
 def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
     """Two trials with a stage one in common: losses of every step, metrics and a picture of every boundary."""
     store = Store(str(tmp_path))
-    log = SearchLog(store, "searches/s")
+    log = TensorBoardLog(store, "searches/s")
     trials = [Trial("trial", stub=True, trial_id=f"a1b2_0000{number}", config={}) for number in range(2)]
 
     def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
@@ -123,7 +125,6 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
 
     branches = [([8.0, 6.0, 4.0], 2.0, (4, 5, 6)), ([16.0, 12.0, 9.0], 3.0, (7, 8, 9))]
     for number, branch in enumerate(branches):
-        log.on_trial_start(0, trials, trials[number])
         reach(number, "trunk", "first_stage", 0, [0.5, 0.25], 4.0, (1, 2, 3))
         reach(number, f"branch-{number}", "second_stage", 2, *branch)
 
@@ -232,16 +233,19 @@ def test_a_search_without_any_result_still_says_so(
     assert not (tmp_path / "searches/s/best").exists()
     said = capsys.readouterr().out
     assert "trial 0 failed: first_stage from step 0 to 20: boom\n" in said
-    assert "best:" not in said
+    assert "best: none, since no trial has run to its end\n" in said
 
 
-def test_a_search_succeeds_unless_all_of_it_diverges(
+def test_a_search_succeeds_if_a_trial_runs_to_its_end(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diverged = dataclasses.replace(trial(1, 20, [4, 3, 99]), status="diverged", error="at step 40 it is 99")
     assert report(numbered(trial(0, 20, [4, 3, 2]), diverged), recipe, tmp_path)[0]
     assert "trial 1 diverged: at step 40 it is 99\n" in capsys.readouterr().out
-    assert not report(numbered(diverged), recipe, tmp_path)[0]
+    assert (tmp_path / "searches/s/best").is_dir()
+    # Without one there is no best, nor what an earlier call has called so.
+    succeeded, summary = report(numbered(diverged, trial(0, 20, [4, 3], "stopped")), recipe, tmp_path)
+    assert not succeeded and summary["best"] is None and not (tmp_path / "searches/s/best").exists()
 
 
 def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
@@ -265,7 +269,7 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(f"{file}: ") and line.endswith("; the search runs again and finds what it can use")
     file.write_text(whole)
-    SearchLog(store, "searches/s")  # it has begun anew
+    write_trials(store, "searches/s", {}, None, 0)  # it has begun again
     assert read_finished(store, "searches/s") is None
     file.write_text(whole)
     (tmp_path / "segments" / trials[1].last["key"] / "record.json").write_text("{")

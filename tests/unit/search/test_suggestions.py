@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from latentsync_ray.config.domains import LogUniform
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.suggestions import make_search_algorithm
@@ -12,7 +13,7 @@ from latentsync_ray.store import Store
 
 NAME = "second_stage.optimizer.lr"
 SEARCH = SearchConfig(
-    recipe="", name="s", param_space={NAME: {"loguniform": [1e-5, 1e-1]}}, num_samples=16, search_alg="optuna"
+    recipe="", name="s", param_space={NAME: LogUniform(1e-5, 1e-1)}, num_samples=16, search_alg="optuna"
 )
 
 

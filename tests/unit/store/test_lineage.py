@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.recipe import (
     ComponentsConfig,
     DataConfig,
@@ -67,7 +68,7 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(trained: tuple[Store, l
         (search(first.key), RECIPE, root_key(RECIPE, {"data": "other"}), "was trained with other data"),
         (search(first.key), wider, ROOT, "first_stage.model: must be the model of"),
         (search(last.key), RECIPE, ROOT, "must be above the 20 steps of stage two"),
-        (search(first.key, param_space={"seed": {"grid": [1]}}), RECIPE, ROOT, "param_space.seed: must stay"),
+        (search(first.key, param_space={"seed": Grid((1,))}), RECIPE, ROOT, "param_space.seed: must stay"),
     ]
     for asked, recipe, root, line in cases:
         with pytest.raises(UserError) as error:

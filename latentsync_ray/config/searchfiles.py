@@ -1,0 +1,111 @@
+"""Reads search spaces, each one file that names a recipe, with `key=value` arguments for both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from latentsync_ray.config.arguments import argument_value, split_argument
+from latentsync_ray.config.checks import check_fixed, check_search
+from latentsync_ray.config.domains import Domain, read_domain
+from latentsync_ray.config.loading import checked, load_recipe, merged, merged_into, nested, with_overrides
+from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.yamlfiles import read_yaml
+
+_SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig))
+_TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "environment", "share"))
+"""What may be set where there is one trial; the rest of a search chooses and compares trials."""
+
+
+def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
+
+    Raises:
+        UserError: A file is missing, an argument is no `key=value`, or a value breaks a rule.
+    """
+    file = Path(file)
+    values = {"name": file.stem} | read_yaml(file)
+    if isinstance(values.get("recipe"), str):
+        values["recipe"] = _folder(file.parent, values["recipe"], f"{file}: recipe")
+    return _search(values, file, arguments)
+
+
+def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """The search whose only trial is the recipe itself: a plain two-stage training.
+
+    Raises:
+        UserError: A file is missing, an argument is no `key=value` or belongs to a search, or a value breaks a rule.
+    """
+    folder = Path(recipe_folder).resolve()
+    for argument in arguments:
+        head = split_argument(argument)[0].partition(".")[0]
+        if head in _SEARCH_KEYS - _TRAINING_KEYS:
+            rule = "belongs to a search, and train trains one recipe"
+            raise UserError(f"argument {argument!r}: {rule}; remove it, or use latentsync_ray.tune")
+    values = {
+        "recipe": str(folder),
+        "name": f"train-{folder.name}",
+        "trial_scheduler": {"name": "fifo"},
+        "workers": {"max_groups": 1},
+    }
+    return _search(values, folder, arguments)
+
+
+def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
+    """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
+    own: dict[str, Any] = {}
+    recipe_overrides: dict[str, Any] = {}
+    for argument in arguments:
+        key, text = split_argument(argument)
+        head, _, name = key.partition(".")
+        if head == "overrides" and name:
+            _put(values, head, name, argument_value(Recipe, name, text, key))
+        elif head == "param_space" and name:
+            _put(values, head, name, argument_value(dict, name, text, key))
+        elif head in ("param_space", "overrides"):
+            values[head] = argument_value(dict, head, text, key)
+        elif head in _SEARCH_KEYS:
+            own[key] = argument_value(SearchConfig, key, text, key)
+        else:
+            recipe_overrides[key] = argument_value(Recipe, key, text, key)
+    if "recipe" in own and own["recipe"] is not None:
+        own["recipe"] = _folder(Path.cwd(), own["recipe"], "argument recipe")
+    param_space = _param_space(values.pop("param_space", {}), file)
+    node = merged(SearchConfig, values, {"": file})
+    for key, value in own.items():
+        node = merged_into(node, nested(key, value), {"": Path(f"argument {key}")}, named=True)
+    search = checked(SearchConfig, node, {"": file}, param_space=param_space)
+    check_fixed(param_space, search.overrides, f"{file}: overrides")
+    check_fixed(param_space, recipe_overrides, "argument")
+    recipe = load_recipe(search.recipe)
+    recipe = with_overrides(recipe, search.overrides, f"{file}: overrides", file.parent)
+    recipe = with_overrides(recipe, recipe_overrides, "argument")
+    check_search(search, recipe, str(file))
+    return search, recipe
+
+
+def _put(values: dict[str, Any], section: str, name: str, value: Any) -> None:
+    """Replaces one entry of a section whose keys are dotted names."""
+    before = values.get(section)
+    values[section] = {**(before if isinstance(before, dict) else {}), name: value}
+
+
+def _param_space(entries: Any, file: Path) -> dict[str, Domain]:
+    """Domains by dotted name, sorted."""
+    if entries is None:
+        return {}
+    if not isinstance(entries, dict):
+        raise UserError(
+            f"{file}: param_space: must map names to values, got {entries!r}; e.g. seed: {{grid: [1, 2]}}"
+        )
+    return {name: read_domain(entries[name], f"{file}: param_space.{name}") for name in sorted(entries)}
+
+
+def _folder(base: Path, folder: str, where: str) -> str:
+    """A folder that may be relative or begin with `~`, made absolute."""
+    try:
+        return str((base / Path(folder).expanduser()).resolve())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{where}: must be a folder, got {folder!r} ({error}); name another") from None
