@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 ROOT = Path(__file__).resolve().parents[2]
+PIP = [sys.executable, "-m", "pip"]
 SMALL = [
     "data.synthetic.num_speakers=2",
     "data.synthetic.clips_per_speaker=1",
@@ -34,12 +35,13 @@ SMALL = [
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Needs the build backend, which pip gets from the package index."""
     folder = tmp_path_factory.mktemp("build")
-    venv.create(folder / "env", with_pip=True)
-    python, (backend,) = folder / "env" / "bin" / "python", project()["build-system"]["requires"]
-    run([python, "-m", "pip", "install", "-q", backend], folder)
-    run([python, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], ROOT)
+    (backend,) = project()["build-system"]["requires"]
+    run([*PIP, "install", "-q", "--target", folder / "backend", backend], folder)
+    run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], ROOT, PYTHONPATH=folder / "backend"
+    )
     (sdist,) = folder.glob("*.tar.gz")
-    run([python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist], folder)
+    run([*PIP, "wheel", "-q", "--no-deps", "-w", folder, sdist], folder)
     (made,) = folder.glob("*.whl")
     return made
 
@@ -48,8 +50,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bin/ of an environment with the wheel. The packages that it needs are those of this environment."""
     folder = tmp_path_factory.mktemp("installed") / "env"
-    venv.create(folder, with_pip=True)
-    run([folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", wheel], folder)
+    venv.create(folder)
+    run([*PIP, "--python", folder / "bin" / "python", "install", "-q", "--no-deps", wheel], folder)
     # Of a folder that a .pth file names, the .pth files are not read: this checkout, if one names it, stays unknown.
     (own,) = folder.glob("lib/python*/site-packages")
     (own / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
@@ -78,9 +80,10 @@ def project() -> dict[str, dict]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def run(command: list[object], folder: Path) -> str:
+def run(command: list[object], folder: Path, **variables: object) -> str:
     """Runs a command as in a new shell, on a cluster of its own. Returns its standard output."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"RAY_ADDRESS": "local"}
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=variables, capture_output=True, text=True)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = inherited | {"RAY_ADDRESS": "local"} | {name: str(value) for name, value in variables.items()}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.recipe import UserError
+from latentsync_ray.core.folders import new_folder
 from latentsync_ray.core.segment import digest
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns
@@ -214,8 +214,6 @@ def _write_network(
     """Writes the network's folder with its figures, which appears at once."""
     syncnet = build_syncnet(config)
     syncnet.load_state_dict(model_weights(state))
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch) / "syncnet"
+    with new_folder(output) as folder:
         syncnet.save_pretrained(folder)
         (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-        folder.rename(output)
