@@ -35,16 +35,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from latentsync_ray.cli import run_cli
-from latentsync_ray.config.loading import STAGE_FILES, load_syncnet
-from latentsync_ray.config.recipe import LOSS_TERMS, ComponentsConfig, DataConfig, Recipe, StageConfig
+from latentsync_ray.config.loading import STAGE_FILES
 from latentsync_ray.config.searchfiles import search_of_one
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.latentsync.config import LOSS_TERMS, ComponentsConfig, LatentSyncRecipe, LatentSyncStage
 from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, save_clip
+from latentsync_ray.latentsync.data.config import DataConfig
 from latentsync_ray.latentsync.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns
 from latentsync_ray.latentsync.diffusion import build_noise_scheduler
 from latentsync_ray.latentsync.losses import LPIPS, TREPALoss
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel, select_trainable
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import Stages, StagesSetup
+from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.latentsync.syncnet.training import build_syncnet
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -133,7 +134,7 @@ class NotMeasured:
     is_fault: bool
 
 
-def make_inputs(size: Size, recipe: Recipe, folder: Path) -> Recipe:
+def make_inputs(size: Size, recipe: LatentSyncRecipe, folder: Path) -> LatentSyncRecipe:
     """Makes networks and clips in a folder. Returns the recipe with them, one validation sample being enough."""
     torch.manual_seed(0)
     for name, make in size.networks().items():
@@ -145,7 +146,7 @@ def make_inputs(size: Size, recipe: Recipe, folder: Path) -> Recipe:
     return replace(recipe, data=data, components=components, validation=validation)
 
 
-def write_clips(size: Size, recipe: Recipe, folder: Path) -> None:
+def write_clips(size: Size, recipe: LatentSyncRecipe, folder: Path) -> None:
     """Writes a prepared set of two random clips, each of two windows."""
     num_frames, width = 2 * recipe.data.num_frames, recipe.first_stage.model["cross_attention_dim"]
     frames, latents = (num_frames, 3, size.resolution, size.resolution), (4, size.latent_size, size.latent_size)
@@ -178,10 +179,10 @@ def write_clips(size: Size, recipe: Recipe, folder: Path) -> None:
     ).write(folder)
 
 
-class Imagined(LatentSyncTraining):
+class Imagined(Stages):
     """A stage whose networks were made under a FakeTensorMode: they have shapes and take no memory."""
 
-    def __init__(self, size: Size, setup: TrainingSetup, config: StageConfig):
+    def __init__(self, size: Size, setup: StagesSetup, config: LatentSyncStage):
         self.setup, self.noise_scheduler = setup, build_noise_scheduler()
         self.config = replace(config, gradient_checkpointing=False)
         networks = {name: make().requires_grad_(False).eval() for name, make in size.networks().items()}
@@ -191,7 +192,7 @@ class Imagined(LatentSyncTraining):
         select_trainable(self.unet, config.trainable_modules)
 
 
-def flops_of_sample(size: Size, recipe: Recipe, config: StageConfig) -> int:
+def flops_of_sample(size: Size, recipe: LatentSyncRecipe, config: LatentSyncStage) -> int:
     """Counts the FLOPs of a step, forward and backward, for one sample; a batch takes as many times more."""
     clips = PreparedClips.open(recipe.data.folder)
     sample = clips.train_sample(recipe.seed, 0, 0, recipe.data.num_frames)
@@ -207,11 +208,11 @@ def flops_of_sample(size: Size, recipe: Recipe, config: StageConfig) -> int:
     return counter.get_total_flops()
 
 
-def measure(recipe: Recipe, stage: str, config: StageConfig, device: str, num_steps: int) -> Measured:
+def measure(recipe: LatentSyncRecipe, stage: str, config: LatentSyncStage, device: str, num_steps: int) -> Measured:
     """Takes training steps as a worker does."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    training = LatentSyncTraining(_setup(recipe, PreparedClips.open(recipe.data.folder), torch.device(device)))
+    training = Stages(_setup(recipe, PreparedClips.open(recipe.data.folder), torch.device(device)))
     training.build(stage, config, None, "")
     seconds = []
     for step in range(NUM_WARM_UP_STEPS + num_steps):
@@ -227,8 +228,8 @@ def measure(recipe: Recipe, stage: str, config: StageConfig, device: str, num_st
     return Measured(statistics.median(seconds[NUM_WARM_UP_STEPS:]), seconds[0], gib)
 
 
-def _setup(recipe: Recipe, clips: PreparedClips, device: torch.device) -> TrainingSetup:
-    return TrainingSetup(clips, recipe.components, recipe.validation, recipe.data.num_frames, recipe.seed, device)
+def _setup(recipe: LatentSyncRecipe, clips: PreparedClips, device: torch.device) -> StagesSetup:
+    return StagesSetup(clips, recipe.components, recipe.validation, recipe.data.num_frames, recipe.seed, device)
 
 
 def guarded(limit_seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -299,7 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     return int(failed)
 
 
-def row(stage: str, config: StageConfig, tflop: float, outcome: Measured | NotMeasured, peak_tflops: float) -> str:
+def row(
+    stage: str, config: LatentSyncStage, tflop: float, outcome: Measured | NotMeasured, peak_tflops: float
+) -> str:
     """A line of the table."""
     cells = [stage, "compiled" if config.compile else "eager", str(config.batch_size)]
     if isinstance(outcome, Measured):

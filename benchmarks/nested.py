@@ -27,21 +27,21 @@ from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.search.suggestions import tune_domain
+from latentsync_ray.store import Store
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """Both stages of one trial, with the same validation at the same boundaries as ours."""
     import torch
 
-    from latentsync_ray.core.training import TrainingSetup
     from latentsync_ray.latentsync.data.clips import PreparedClips
-    from latentsync_ray.latentsync.stage import LatentSyncTraining
+    from latentsync_ray.latentsync.stage import Stages, StagesSetup
 
     recipe = config["recipe"]
     torch.set_num_threads(recipe.first_stage.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    training = LatentSyncTraining(
-        TrainingSetup(
+    training = Stages(
+        StagesSetup(
             PreparedClips.open(recipe.data.folder),
             recipe.components,
             recipe.validation,
@@ -85,8 +85,8 @@ def main() -> None:
     file, *arguments = sys.argv[1:]
     started = time.monotonic()
     search, recipe = load_search(file, arguments)
-    recipe, _ = ready_inputs(recipe)
     with cluster(), tempfile.TemporaryDirectory() as scratch:
+        recipe = ready_inputs(recipe, Store(scratch)).recipe
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(drive, recipe=recipe, scratch=scratch), {"CPU": 0, "memory": 2**28}

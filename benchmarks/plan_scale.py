@@ -15,9 +15,9 @@ from rich.table import Table
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import with_overrides
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.plan import plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs
 

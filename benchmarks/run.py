@@ -24,6 +24,7 @@ from rich.table import Table
 
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.store import Store
 
 SPACE = "search_spaces/transition.yaml"
 ARGUMENTS = ["trial_scheduler.name=fifo"]
@@ -68,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as storage:
         # Clips are drawn and prepared before, so that neither side pays for it.
         _, recipe = load_search(SPACE, arguments)
-        ready_inputs(recipe)
+        ready_inputs(recipe, Store(storage))
         output, our_processes = run("-m", "latentsync_ray.tune", SPACE, f"storage={storage}", *arguments)
         results = Path(re.findall("^results: (.+)$", output, re.MULTILINE)[-1])
         ours = json.loads((results / "summary.json").read_text())

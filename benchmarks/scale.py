@@ -28,13 +28,15 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, stage_settings
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.engine import MAX_CALLS, Engine, EngineSetup
 from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerSetup
+from latentsync_ray.latentsync.config import ComponentsConfig, ValidationConfig
 
 SHARED, OWN = 2, 10
 NUM_GROUPS = 8
@@ -270,7 +272,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1000, help="many trials with processes (%(default)s)")
     options = parser.parse_args()
     _, recipe = load_search("search_spaces/256.yaml", [])
-    settings = stage_settings(recipe.first_stage)  # of a real size
+    settings = TrialRecipe.of(recipe).segment_settings(FIRST_STAGE)  # of a real size
 
     table = Table(title="segments a second, and how much longer one takes among many")
     for column in ("", "few", "many", "few, a second", "many, a second", "time, many / few"):

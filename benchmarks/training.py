@@ -27,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
-from latentsync_ray.latentsync.data.media import read_clip
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.autoencoder import encode_latents
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 from latentsync_ray.latentsync.preparation.prepare import prepare
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import Stages, StagesSetup
+from latentsync_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (64, 128, 256, 256)
@@ -109,10 +109,10 @@ def stage_one(real: Path) -> list[float]:
 
 def _stage_one(data: str, vae: str) -> list[float]:
     overrides = {"data.folder": data, "components.vae": vae}
-    recipe, _ = ready_inputs(load_recipe(ROOT / "configs" / "real_tiny", overrides))
+    recipe = ready_inputs(load_recipe(ROOT / "configs" / "real_tiny", overrides), Store(f"{data}-notes")).recipe
     samples = PreparedClips.open(recipe.data.folder)
-    training = LatentSyncTraining(
-        TrainingSetup(
+    training = Stages(
+        StagesSetup(
             samples, recipe.components, recipe.validation, recipe.data.num_frames, recipe.seed, torch.device("cpu")
         )
     )

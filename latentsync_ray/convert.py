@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.loading import load_syncnet
 from latentsync_ray.core.folders import new_folder
+from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.shipped import shipped_files
 
 
@@ -58,10 +58,10 @@ def convert_syncnet(file: Path, folder: Path, config_file: Path) -> None:
     """
     config = load_syncnet(config_file, [])
     with new_folder(folder) as made:
-        from latentsync_ray.latentsync.models.tensors import check_shapes, read_tensors  # torch takes seconds
+        from latentsync_ray.latentsync.models.tensors import check_shapes, read_published  # torch takes seconds
         from latentsync_ray.latentsync.syncnet.training import build_syncnet
 
-        syncnet, weights = build_syncnet(config), read_tensors(file)
+        syncnet, weights = build_syncnet(config), read_published(file)
         check_shapes(file, weights, syncnet.state_dict(), f"name the file of {config_file}, or give its --config")
         syncnet.load_state_dict(weights)
         syncnet.save_pretrained(made)

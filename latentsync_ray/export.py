@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.report.trials import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record

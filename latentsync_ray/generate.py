@@ -12,9 +12,11 @@ import tempfile
 from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import UserError
 from latentsync_ray.export import find_results, stored_weights
+from latentsync_ray.latentsync.config import LatentSyncRecipe
+from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.out}: must be an .mp4; name another file")
     if not 1 <= options.steps <= 1000:
         raise UserError(f"--steps: must be from 1 to 1000, got {options.steps}; 20 is usual")
-    is_own = options.clip is not None and options.clip.lower().endswith(".mp4")
+    is_own = options.clip is not None and Path(options.clip).suffix.lower() in VIDEO_SUFFIXES
     for name in ("audio_encoder", "resolution", "mask"):
         if getattr(options, name) is not None and not is_own:
             raise UserError(
@@ -50,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store.download(f"{folder}/best", Path(scratch))
         recipe = load_recipe(Path(scratch))
+    if not isinstance(recipe, LatentSyncRecipe):
+        raise UserError(f"{options.results}: must be a search of LatentSync's, got {recipe.training}; name another")
 
     from latentsync_ray.latentsync.generation import Generator, OwnClip  # torch takes seconds
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.folders import new_folder
 from latentsync_ray.shipped import SHIPPED, shipped_files
 

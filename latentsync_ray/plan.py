@@ -19,12 +19,14 @@ from rich.table import Table
 
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.domains import Grid
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants, with_overrides
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe
 from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, root_key
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
 from latentsync_ray.planning.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
 
 
@@ -96,7 +98,8 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
     """The trials of a search, in the order in which Ray Tune creates them.
 
     Args:
-        search: Its grids are exact. Other values are drawn here with its sampling seed; Ray Tune draws other ones.
+        search: Its grids are exact. Other values are drawn here with its sampling seed; Ray Tune draws other ones. A
+            draw that breaks a rule is left out, since its trial fails before it trains.
         recipe: The recipe before a trial's own values.
         transition_step: Where all trials leave stage one, instead of what their policies say.
 
@@ -107,21 +110,28 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
     if transition_step is not None:
         fixed = {"transition.plateau": None, "transition.below": None, "transition.at_step": transition_step}
         with_overrides(recipe, fixed, "--transition-step")
-    variants, trials = Variants(recipe), []
+    variants = Variants(recipe)
+    trials: list[PlannedTrial] = []
     for number, values in enumerate(_draws(search)):
-        made = variants.recipe({**values, **fixed})
+        try:
+            made = variants.recipe({**values, **fixed})
+        except UserError:
+            if trials or number < search.num_trials - 1:
+                continue
+            raise
         for name in ("plateau", "below"):
             if getattr(made.transition, name) is not None:
                 raise UserError(
                     f"transition.{name}: depends on metrics, which are not known before the search; give the step at "
                     f"which trials would leave stage one with --transition-step N"
                 )
-        trials.append(PlannedTrial(number, made, _root(search.share, number, made)))
+        planned = TrialRecipe.of(made)
+        trials.append(PlannedTrial(number, planned, _root(search.share, number, planned)))
     return trials
 
 
-def _root(share: bool, number: int, recipe: Recipe) -> str:
-    return root_key(recipe, {}, None if share else {"trial": number})
+def _root(share: bool, number: int, recipe: TrialRecipe) -> str:
+    return recipe.root_key({}, None if share else {"trial": number})
 
 
 def _draws(search: SearchConfig) -> Iterator[dict[str, Any]]:
@@ -158,10 +168,11 @@ def simulate(
         UserError: A worker group would never find room.
     """
     for trial in trials:
-        for name, stage in ((FIRST_STAGE, trial.recipe.first_stage), (SECOND_STAGE, trial.recipe.second_stage)):
-            if stage.num_workers > num_gpus:
+        for stage in STAGES:
+            num_workers = trial.recipe.num_workers(stage)
+            if num_workers > num_gpus:
                 rule = f"must not be above the number of GPUs ({num_gpus})"
-                raise UserError(f"{name}.num_workers: {rule}, got {stage.num_workers}; lower it or raise --gpus")
+                raise UserError(f"{stage}.num_workers: {rule}, got {num_workers}; lower it or raise --gpus")
 
     def run(trials: Sequence[PlannedTrial], go_on: GoOn) -> Outcome:
         keep_from, _ = extremes(search, recipe, "transition.min_step")
@@ -206,6 +217,7 @@ def _print_plan(console: Console, search: SearchConfig, trials: Sequence[Planned
     if not all(isinstance(domain, Grid) for domain in search.param_space.values()):
         print(
             f"values that are no grid are drawn here, with seed {search.sampling_seed}; Ray Tune will draw other ones"
+            "; what breaks a rule is left out"
         )
     name = search.trial_scheduler.name
     if name in ("asha", "hyperband"):

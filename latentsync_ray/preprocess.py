@@ -10,18 +10,18 @@ import argparse
 from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
+from latentsync_ray.config.schema import is_path
 
 
 def _located(network: str) -> str:
-    """Makes the name of a folder hold wherever a process runs; leaves hub ids alone."""
-    path = Path(network).expanduser()
-    return str(path.absolute()) if path.is_dir() else network
+    """Makes the name of a path hold wherever a process runs; leaves hub ids alone."""
+    return str(Path(network).expanduser().absolute()) if is_path(network, Path.cwd()) else network
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and prepares. Returns the exit status."""
     parser = argparse.ArgumentParser(prog=program("preprocess"), description="Prepares videos for training.")
-    parser.add_argument("videos", type=Path, help="folder of .mp4 files with sound, searched recursively")
+    parser.add_argument("videos", type=Path, help="folder of videos with sound, searched recursively")
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--raw", action="store_true", help="footage: find, align and cut out faces (aligned clips)")
     parser.add_argument("--vae", required=True, help="folder or hub id of a diffusers autoencoder")
@@ -41,9 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Ray and torch take seconds, which the help and a mistyped option need not.
     from latentsync_ray.latentsync.data.facemesh import check_installed
     from latentsync_ray.latentsync.preparation.pipeline import Settings
+    from latentsync_ray.latentsync.preparation.prepare import stderr_console
     from latentsync_ray.latentsync.preparation.run import find_sources, prepare_files
 
-    sources = find_sources(args.videos)
+    sources, notices = find_sources(args.videos)
     if args.raw:
         check_installed(args.face_models)
     settings = Settings(
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         raw=args.raw,
         face_models=args.face_models and args.face_models.absolute(),
     )
+    for notice in notices:
+        stderr_console().print(notice)
     prepare_files(sources, args.out.absolute(), settings, args.validation)
     return 0
 

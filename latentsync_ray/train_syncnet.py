@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.loading import load_syncnet
+from latentsync_ray.latentsync.syncnet.config import load_syncnet
 
 
 def main(arguments: list[str] | None = None) -> int:

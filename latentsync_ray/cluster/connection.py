@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,28 +27,80 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
+from latentsync_ray.cli import Terminated
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 
 TRIAL_MEMORY_BYTES = 300 * 2**20
 """What a trial reserves: memory only, so that trials cannot starve worker groups of CPUs."""
+_ANSWER_SECONDS = 10.0
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What every client of a gRPC server says first, as the cluster's head is one (RFC 9113, 3.4 and 6.5)."""
 _NODE_TYPE = "ray.io/node-group"
 """Ray's label of nodes that its cluster launcher or KubeRay has started."""
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[str]:
-    """Joins the cluster that there is, or starts one on this machine. Gives the dashboard's address."""
+    """Joins the cluster that there is, or starts one on this machine. Gives the dashboard's address.
+
+    Raises:
+        UserError: There can be none.
+    """
     connected_before = ray.is_initialized()
-    context = ray.init(
-        include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
-    )
+    if not connected_before:
+        _check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
+        yield _connected()
     finally:
         if not connected_before:
             ray.shutdown()
+
+
+def _connected() -> str:
+    """Connects this process; Ray answers SIGTERM in its own way from here on, which is undone."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        context = ray.init(
+            include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
+        )
+    except SystemExit:  # Ray's way, while it starts
+        raise Terminated from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Ray: cannot be started or joined here ({reason}); see RAY_TMPDIR, RAY_ADDRESS and the free memory"
+        ) from None
+    finally:
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return f"http://{context.dashboard_url}" if context.dashboard_url else "not running"
+
+
+def _check_address(address: str) -> None:
+    """Refuses the address of a cluster where nobody answers, for which Ray would wait for minutes.
+
+    Args:
+        address: What `ray.init` is to join; nothing, `auto` and `local` are for Ray to find.
+
+    Raises:
+        UserError: It is no address, or nobody is there.
+    """
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        rule = "must be host:port of a cluster's head node, auto or local"
+        raise UserError(f"RAY_ADDRESS: {rule}, got {address}; run the command on a node of the cluster")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            connection.recv(1)
+    except (OSError, OverflowError, UnicodeError) as error:
+        remedy = "start that cluster, or unset RAY_ADDRESS to start one here"
+        raise UserError(f"RAY_ADDRESS: nobody answers at {address} ({error}); {remedy}") from None
 
 
 def outlives_this_process() -> bool:

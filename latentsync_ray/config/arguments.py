@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal, Union
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.yamlfiles import read_value, refuse_interpolation
 
 

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from latentsync_ray.config.domains import Domain, Grid
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants
-from latentsync_ray.config.recipe import NEEDED_COMPONENTS, Recipe, UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe, metric_complaints
+from latentsync_ray.config.schema import inner_value
 from latentsync_ray.config.search import SearchConfig
 
+_SEARCHABLE = ("transition", FIRST_STAGE, SECOND_STAGE, "divergence_factor", "seed")
+"""Sections of a recipe that trials of one search may have different values in."""
 _MOST_TRIED = 1000
 """Combinations of the other values beside which a value is tried before it is refused."""
 
@@ -27,11 +31,10 @@ def check_search(search: SearchConfig, recipe: Recipe, where: str) -> None:
     Raises:
         UserError: The metric is not measured, the scheduler could never stop a trial, or values break a rule.
     """
-    component = NEEDED_COMPONENTS.get(search.metric)
-    if component and getattr(recipe.components, component) is None:
-        raise UserError(f"{where}: metric: {search.metric} needs components.{component}; give it or choose another")
+    for rule, remedy in metric_complaints(search.metric, recipe.metrics()):
+        raise UserError(f"{where}: metric: {rule}, got {search.metric}; {remedy}")
     for name in search.param_space:
-        if name.split(".")[0] in ("data", "components", "validation", "training"):
+        if name.split(".")[0] not in _SEARCHABLE and inner_value(recipe, name.split(".")[0]) is not None:
             rule = "must stay the same for all trials, else they cannot be compared"
             raise UserError(f"{where}: param_space.{name}: {rule}; remove it")
     _check_values(search.param_space, Variants(recipe, f"{where}: param_space"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from latentsync_ray.config.loading import inner_value
 from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.schema import inner_value
 from latentsync_ray.config.search import SearchConfig
 
 

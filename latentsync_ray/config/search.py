@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latentsync_ray.config.domains import Domain, Grid, Uniform
-from latentsync_ray.config.recipe import Complaint, metric_complaints
+from latentsync_ray.config.errors import Complaint
 
 PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
 """Trial schedulers that pause trials."""
@@ -178,7 +178,6 @@ class SearchConfig:
         for name in ("num_samples", "max_concurrent_trials"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
-        yield from metric_complaints(self.metric)
         if self.search_alg == "optuna":
             yield from self._optuna_complaints()
         if self.trial_scheduler.name in POPULATION_SCHEDULERS:

@@ -9,8 +9,10 @@ from typing import Any
 from latentsync_ray.config.arguments import argument_value, split_argument
 from latentsync_ray.config.checks import check_fixed, check_search
 from latentsync_ray.config.domains import Domain, read_domain
-from latentsync_ray.config.loading import checked, load_recipe, merged, merged_into, nested, with_overrides
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.loading import load_recipe, with_overrides
+from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.schema import checked, merged, merged_into, nested
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.yamlfiles import read_yaml
 
@@ -56,12 +58,13 @@ def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[Sear
 def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
     """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
     own: dict[str, Any] = {}
-    recipe_overrides: dict[str, Any] = {}
+    fixed: dict[str, str] = {}
+    of_recipe: dict[str, str] = {}
     for argument in arguments:
         key, text = split_argument(argument)
         head, _, name = key.partition(".")
         if head == "overrides" and name:
-            _put(values, head, name, argument_value(Recipe, name, text, key))
+            fixed[name] = text
         elif head == "param_space" and name:
             _put(values, head, name, argument_value(dict, name, text, key))
         elif head in ("param_space", "overrides"):
@@ -69,7 +72,7 @@ def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[S
         elif head in _SEARCH_KEYS:
             own[key] = argument_value(SearchConfig, key, text, key)
         else:
-            recipe_overrides[key] = argument_value(Recipe, key, text, key)
+            of_recipe[key] = text
     if "recipe" in own and own["recipe"] is not None:
         own["recipe"] = _folder(Path.cwd(), own["recipe"], "argument recipe")
     param_space = _param_space(values.pop("param_space", {}), file)
@@ -77,9 +80,12 @@ def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[S
     for key, value in own.items():
         node = merged_into(node, nested(key, value), {"": Path(f"argument {key}")}, named=True)
     search = checked(SearchConfig, node, {"": file}, param_space=param_space)
+    recipe = load_recipe(search.recipe)
+    recipe_overrides = {name: argument_value(type(recipe), name, text, name) for name, text in of_recipe.items()}
+    overrides = {name: argument_value(type(recipe), name, text, f"overrides.{name}") for name, text in fixed.items()}
+    search = dataclasses.replace(search, overrides={**search.overrides, **overrides})
     check_fixed(param_space, search.overrides, f"{file}: overrides")
     check_fixed(param_space, recipe_overrides, "argument")
-    recipe = load_recipe(search.recipe)
     recipe = with_overrides(recipe, search.overrides, f"{file}: overrides", file.parent)
     recipe = with_overrides(recipe, recipe_overrides, "argument")
     check_search(search, recipe, str(file))

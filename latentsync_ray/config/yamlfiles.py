@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 _INTERPOLATION = "${"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 
 @contextmanager

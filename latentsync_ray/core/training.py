@@ -1,91 +1,134 @@
-"""What a worker asks of a two-stage training, so that any training can take LatentSync's place."""
+"""What a two-stage training brings, so that the framework can search it: one class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
-import torch
-from torch import Tensor
+from latentsync_ray.config.recipe import Recipe, StageConfig
+from latentsync_ray.config.trainings import resolve_training
 
-from latentsync_ray.config.recipe import ComponentsConfig, StageConfig, ValidationConfig
+if TYPE_CHECKING:  # what decides and plans needs no torch
+    import torch
+    from torch import Tensor
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
-class Training(Protocol):
-    """What the worker needs of a training. All of it is a pure function of settings, state and step."""
+@dataclass(frozen=True)
+class Inputs(Generic[RecipeT]):
+    """What a training reads, found and checked."""
 
-    def __init__(self, setup: TrainingSetup):
-        """Loads what all segments have in common."""
+    recipe: RecipeT
+    """The recipe, with the places of what was found or made."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the contents of everything that the training reads, by name."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What was measured of it, by name, for the summary."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before hours are spent; a line each."""
+
+
+class Notes(Protocol):
+    """Where a training may keep what it measures, so that it is measured once: small JSON files by name."""
+
+    def read_json(self, name: str) -> Any:
+        """What was kept; None if there is nothing."""
         ...
 
-    @staticmethod
-    def check(config: StageConfig, start: str | None) -> None:
-        """Raises a ValueError or TypeError if a stage cannot be built so; takes neither memory nor time.
-
-        Args:
-            config: The stage's settings.
-            start: Weights that it is to start from (`components.unet`), if it is the one to start.
-        """
-        ...
-
-    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
-        """Makes the stage ready to train from a state (None: from the initial weights).
-
-        Args:
-            stage: `first_stage` or `second_stage`.
-            config: The stage's settings.
-            state: What `state` returned at the end of the parent segment, on the CPU.
-            state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
-        """
-        ...
-
-    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
-        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Metrics on the fixed validation set, equal on all ranks."""
-        ...
-
-    def preview(self) -> Tensor | None:
-        """A picture (H, W, 3), uint8, of what it makes, if there is something to see; rank 0 alone is asked."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that training goes on from: `model.*` and `optimizer.*`, on the CPU."""
-        ...
-
-
-class Samples(Protocol):
-    """Where training and validation samples come from: pure functions of their arguments."""
-
-    def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> dict[str, Any]:
-        """One sample of the global batch."""
-        ...
-
-    def validation_samples(self, num_samples: int, num_frames: int, seed: int) -> Sequence[dict[str, Any]]:
-        """The fixed validation set."""
+    def write_json(self, name: str, values: Any) -> None:
+        """Keeps a value."""
         ...
 
 
 @dataclass(frozen=True)
-class TrainingSetup:
+class TrainingSetup(Generic[RecipeT]):
     """What stays the same for all segments that a worker trains."""
 
-    samples: Samples
-    """Prepared clips."""
-    components: ComponentsConfig
-    """The frozen networks."""
-    validation: ValidationConfig
-    """The fixed validation."""
-    num_frames: int
-    """Frames of a sample."""
+    recipe: RecipeT
+    """As `Training.prepare` returned it."""
     seed: int
-    """Of the initial weights, samples, timesteps and noise."""
+    """Of everything that is drawn; a search may vary it, so `recipe.seed` does not count."""
     device: torch.device
     """Where this worker computes."""
     rank: int = 0
     """This worker's number."""
     world_size: int = 1
     """Number of workers."""
+
+
+class Training(ABC, Generic[RecipeT]):
+    """A two-stage training. Everything that it computes is a pure function of settings, state and step.
+
+    Workers make one instance for each seed, and have it build stage after stage from stored states.
+    """
+
+    recipe_type: ClassVar[type[Recipe]]
+    """The recipe's dataclass: the training's own sections, metrics and objective."""
+
+    @classmethod
+    def prepare(cls, recipe: RecipeT, notes: Notes) -> Inputs[RecipeT]:
+        """Checks a recipe before anything is started, and makes ready what the training reads.
+
+        Args:
+            recipe: What is asked for.
+            notes: Where figures that are costly to measure may be kept.
+
+        Raises:
+            UserError: Something is missing, or does not fit the rest.
+        """
+        return Inputs(recipe)
+
+    @abstractmethod
+    def __init__(self, setup: TrainingSetup[RecipeT]):
+        """Loads what all segments have in common."""
+
+    @abstractmethod
+    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
+        """Makes a stage ready to train from a state (None: from the initial weights).
+
+        Args:
+            stage: `first_stage` or `second_stage`.
+            config: The stage's settings, an instance of the recipe's class.
+            state: What `state` returned at the end of the parent segment, on the CPU.
+            state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
+        """
+
+    @abstractmethod
+    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """The recipe's metrics on a fixed validation set, equal on all ranks."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, on the CPU: `model.*`, and for example `optimizer.*`."""
+
+    def preview(self) -> Tensor | None:
+        """A picture (H, W, 3), uint8, of what the model makes, or None; rank 0 alone is asked."""
+        return None
+
+
+def load_training(name: str) -> type[Training[Any]]:
+    """The class that a recipe names; raises a `UserError` if there is none."""
+    return cast(type[Training[Any]], resolve_training(name))
+
+
+def code_fingerprint(training: type[Training[Any]]) -> dict[str, str]:
+    """SHA-256 of the source file of a training that is not the package's own, as an entry for the fingerprints.
+
+    The package's own has `NUMERICS`, which is raised when its numbers change. Other code must count by its contents:
+    an edit would otherwise be answered with what the old code has trained.
+    """
+    if training.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {}
+    source = inspect.getsourcefile(training)
+    assert source is not None
+    return {"training": hashlib.sha256(Path(source).read_bytes()).hexdigest()}

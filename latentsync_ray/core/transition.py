@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from latentsync_ray.config.recipe import BelowConfig, LossConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
 
 
 class Observation(NamedTuple):
@@ -41,21 +41,21 @@ def should_transition(policy: TransitionConfig, history: Sequence[Observation]) 
     return any(conditions) if policy.combine == "any" else bool(conditions) and all(conditions)
 
 
-def objective(metrics: Mapping[str, float], weights: LossConfig) -> float:
+def objective(metrics: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Weighted sum of the validation terms."""
     return float(sum(_weighted_terms(metrics, weights).values()))
 
 
-def _weighted_terms(metrics: Mapping[str, float], weights: LossConfig) -> dict[str, float]:
-    return {term: weight * metrics[f"val/{term}"] for term, weight in vars(weights).items() if weight > 0}
+def _weighted_terms(metrics: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight * metrics[name] for name, weight in weights.items()}
 
 
-def divergence(factor: float, weights: LossConfig, history: Sequence[Observation]) -> str | None:
+def divergence(factor: float, weights: Mapping[str, float], history: Sequence[Observation]) -> str | None:
     """Says that the objective has grown to `factor` times its best or more, with step and term; None if it has not.
 
     Args:
         factor: Growth that counts as divergence.
-        weights: Of the objective's terms.
+        weights: Of the objective's terms, by metric.
         history: All boundaries so far, oldest first, at least one.
     """
     best, last = min(history, key=lambda seen: objective(seen.metrics, weights)), history[-1]
@@ -66,8 +66,8 @@ def divergence(factor: float, weights: LossConfig, history: Sequence[Observation
     worst = max(terms, key=lambda term: terms[term] - terms_before[term])
     return (
         f"at step {last.global_step} val/objective is {now:.3g}, at step {best.global_step} it was "
-        f"{least:.3g}; most of it is val/{worst}, {last.metrics[f'val/{worst}']:.3g} where it was "
-        f"{best.metrics[f'val/{worst}']:.3g}"
+        f"{least:.3g}; most of it is {worst}, {last.metrics[worst]:.3g} where it was "
+        f"{best.metrics[worst]:.3g}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig
 from latentsync_ray.store import SPENT_FILE, DamagedEntryError, Store
 

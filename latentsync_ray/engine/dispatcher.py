@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from latentsync_ray.core.segment import FIRST_STAGE, Segment
+from latentsync_ray.config.recipe import FIRST_STAGE
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.ready import ReadyQueue
 
 LINGER_SECONDS = 0.5

@@ -639,8 +639,9 @@ class Engine:
 
     def _failed(self, run: _Run, error: str, lost: bool = False) -> None:
         assert run.order is not None
-        segment = run.order.segment
-        self._notice(f"{run.name}: {segment.stage} to step {segment.end_step}: {error}")
+        segment, waiting = run.order.segment, sorted(run.order.waiters)
+        who = f" for {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "") if waiting else ""
+        self._notice_once(f"{run.name}: {segment.stage} to step {segment.end_step}{who}: {error}")
         given_up = self._dispatcher.fail(run.name, error, lost)
         if given_up is not None:
             self._give_up(given_up)

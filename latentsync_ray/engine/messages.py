@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
+from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import WorkersConfig
 
 
@@ -31,14 +31,8 @@ class GroupSetup:
 class WorkerSetup:
     """What a worker needs besides its orders, from when the inputs are ready."""
 
-    data_folder: str
-    """Prepared clips."""
-    components: ComponentsConfig
-    """The frozen networks."""
-    validation: ValidationConfig
-    """The fixed validation."""
-    num_frames: int
-    """Frames of a sample."""
+    recipe: Settings
+    """The recipe as plain data, with the places of its inputs."""
 
 
 class WorkerOrder(TypedDict):

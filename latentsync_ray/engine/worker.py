@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-import pkgutil
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -18,13 +16,12 @@ import ray.train.torch
 import torch
 from PIL import Image
 
-from latentsync_ray.config.loading import stage_from_settings
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.loading import recipe_from_plain, stage_config
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.core.training import Training, TrainingSetup
+from latentsync_ray.core.training import Training, TrainingSetup, load_training
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
-from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
@@ -35,10 +32,10 @@ def train_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     engine = ray.get_actor(setup.engine)
-    training = pkgutil.resolve_name(setup.training)  # its libraries load while the driver readies the inputs
+    load_training(setup.training)  # its libraries load while the driver readies the inputs
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
-    worker = _Worker(setup, group, rank, world_size, training, inputs)
+    worker = _Worker(setup, group, rank, world_size, inputs)
 
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
@@ -91,13 +88,13 @@ class _Worker:
         group: str,
         rank: int,
         world_size: int,
-        training_class: Callable[[TrainingSetup], Training],
         inputs: WorkerSetup,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
-        self.training_class, self.inputs = training_class, inputs
+        self.training_class = load_training(setup.training)
+        self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage)
-        self.training: Training | None = None
+        self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
         self.built: tuple[str, Any] | None = None
@@ -174,12 +171,13 @@ class _Worker:
         stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
         return {"metrics": metrics, "state": stored["state"], "timings": stored["timings"]}
 
-    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training, list[dict[str, float]]]:
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[dict[str, float]]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
 
         It is at the end of the parent segment, or where another worker had to leave this one.
         """
-        torch.set_num_threads(int(segment.config["num_threads"]))
+        config = stage_config(self.recipe, segment.stage, segment.config)
+        torch.set_num_threads(config.num_threads)
         if self.training is None or self.seed != segment.seed:
             self.forget()
             self.training, self.seed = self._new_training(segment.seed), segment.seed
@@ -198,7 +196,7 @@ class _Worker:
         else:
             state = self.store.read_state(segment.parent, order["parent_state"])
         self.held = None
-        training.build(segment.stage, stage_from_settings(segment.config), state, state_stage)
+        training.build(segment.stage, config, state, state_stage)
         self.built = (segment.stage, segment.config)
         if partial is not None:
             self.start_sha256 = partial["start_weights_sha256"]
@@ -222,20 +220,9 @@ class _Worker:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
-    def _new_training(self, seed: int) -> Training:
-        inputs = self.inputs
+    def _new_training(self, seed: int) -> Training[Any]:
         # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        return self.training_class(
-            TrainingSetup(
-                samples=PreparedClips.open(inputs.data_folder),
-                components=inputs.components,
-                validation=inputs.validation,
-                num_frames=inputs.num_frames,
-                seed=seed,
-                device=ray.train.torch.get_device(),
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-        )
+        device = ray.train.torch.get_device()
+        return self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))

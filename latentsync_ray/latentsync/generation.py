@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.config import LatentSyncRecipe
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import (
     SAMPLES_PER_FRAME,
     Clip,
     audio_windows,
     from_pcm,
-    read_clip,
     read_mask,
     resize_mask,
     write_clip,
@@ -35,7 +36,7 @@ class OwnClip:
     """An aligned clip outside of the prepared set."""
 
     file: Path
-    """An .mp4 with sound."""
+    """A video with sound."""
     audio_encoder: str | None = None
     """The Whisper that the set was prepared with; None takes the recipe's."""
     resolution: int | None = None
@@ -53,7 +54,7 @@ class Generator:
         weights: Its state dict.
     """
 
-    def __init__(self, recipe: Recipe, model: Mapping[str, object], weights: Mapping[str, Tensor]):
+    def __init__(self, recipe: LatentSyncRecipe, model: Mapping[str, object], weights: Mapping[str, Tensor]):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._recipe = recipe
         self._unet = UNet3DConditionModel(**model)
@@ -164,7 +165,9 @@ def _prepared_clip(clips: PreparedClips, name: str | None, num_frames: int) -> t
     return record.name, clips.whole(record), clips.mask
 
 
-def _own_clip(own: OwnClip, recipe: Recipe, vae: Autoencoder, factor: int) -> tuple[str, dict[str, Tensor], Tensor]:
+def _own_clip(
+    own: OwnClip, recipe: LatentSyncRecipe, vae: Autoencoder, factor: int
+) -> tuple[str, dict[str, Tensor], Tensor]:
     """The same of an mp4 with the mask that it is given, else that of the prepared set, resized."""
     audio_encoder = own.audio_encoder or recipe.components.audio_encoder
     if audio_encoder is None:

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import STAGE_FILES
-from latentsync_ray.config.recipe import DataConfig, Recipe, UserError
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, digest
-from latentsync_ray.core.training import Training
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.training import Inputs, Notes
 from latentsync_ray.core.transition import should_transition
+from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.clips import FORMAT, PreparedClips
+from latentsync_ray.latentsync.data.config import DataConfig
 from latentsync_ray.latentsync.data.synthetic import synthetic_clips
 from latentsync_ray.latentsync.models.autoencoder import load_autoencoder, weights_sha256
-from latentsync_ray.latentsync.models.pretrained import load_pretrained
+from latentsync_ray.latentsync.models.pretrained import hub_revision, load_pretrained
 from latentsync_ray.latentsync.preparation.prepare import prepare
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import check_stage
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 from latentsync_ray.latentsync.syncnet.training import sync_accuracy
 from latentsync_ray.latentsync.syncnet.windows import held_out_windows
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import DamagedEntryError
 
 MIN_SYNC_ACCURACY = 0.85
 """A SyncNet below is called a poor guide; LatentSync's own tells 94 % on HDTF (https://arxiv.org/abs/2412.09262)."""
@@ -33,19 +35,21 @@ NUM_SYNC_WINDOWS = 128
 """On so many windows at most it is measured, which may be on a CPU."""
 
 
-def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
+def ready_inputs(recipe: LatentSyncRecipe, notes: Notes) -> Inputs[LatentSyncRecipe]:
     """Checks that a recipe's networks and clips are there, drawing synthetic clips if it asks for them.
 
     Args:
         recipe: What is asked for.
+        notes: Where the accuracy of a SyncNet is kept, so that it is measured once.
 
     Returns:
-        The recipe with the folder of the clips filled in, and a SHA-256 for the data and each frozen network.
+        The recipe with the folder of the clips filled in, a SHA-256 for the data and each frozen network, and
+        `syncnet_accuracy`, if the recipe names a SyncNet and its held-out clips are long enough.
 
     Raises:
         UserError: Something is missing, or does not fit the rest.
     """
-    components = {name: source for name, source in dataclasses.asdict(recipe.components).items() if source}
+    components = {name: source for name, source in vars(recipe.components).items() if source}
     fingerprints = {name: source_fingerprint(f"components.{name}", source) for name, source in components.items()}
     _check_stages(recipe)
     clips = prepared_clips(recipe)
@@ -54,10 +58,13 @@ def ready_inputs(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     clips.validation_samples(recipe.validation.num_samples, recipe.data.num_frames, recipe.validation.seed)
     # The audio encoder is not used in training: what it gave is in the prepared clips.
     fingerprints.pop("audio_encoder", None)
-    return recipe, fingerprints | {"data": clips.fingerprint}
+    fingerprints["data"] = clips.fingerprint
+    accuracy, warning = check_syncnet(notes, recipe, fingerprints)
+    figures = {} if accuracy is None else {"syncnet_accuracy": accuracy}
+    return Inputs(recipe, fingerprints, figures, () if warning is None else (warning,))
 
 
-def prepared_clips(recipe: Recipe) -> PreparedClips:
+def prepared_clips(recipe: LatentSyncRecipe) -> PreparedClips:
     """Opens a recipe's prepared clips, drawing synthetic ones if it asks for them.
 
     Args:
@@ -80,24 +87,25 @@ def prepared_clips(recipe: Recipe) -> PreparedClips:
     return clips
 
 
-def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str]) -> tuple[float | None, str | None]:
+def check_syncnet(
+    notes: Notes, recipe: LatentSyncRecipe, fingerprints: Mapping[str, str]
+) -> tuple[float | None, str | None]:
     """Measures, once for a store, whether the recipe's SyncNet tells held-out clips well enough for the sync loss.
 
     Args:
-        store: Where what was measured is kept.
+        notes: Where what was measured is kept.
         recipe: From `ready_inputs`.
         fingerprints: From `ready_inputs`.
 
     Returns:
-        The balanced accuracy from 0 to 1 (`learn.sync_training.sync_accuracy`), None if it is not measured: the
-        recipe names no SyncNet, its training is not LatentSync's, or its held-out clips are too short. And a
-        warning, None if all is well.
+        The balanced accuracy from 0 to 1 (`syncnet.training.sync_accuracy`), None if it is not measured: the
+        recipe names no SyncNet, or its held-out clips are too short. And a warning, None if all is well.
 
     Raises:
         UserError: The SyncNet cannot be loaded or does not fit the clips.
     """
     source, num_frames = recipe.components.syncnet, recipe.data.num_frames
-    if source is None or not issubclass(pkgutil.resolve_name(recipe.training), LatentSyncTraining):
+    if source is None:
         return None, None
     try:
         windows = held_out_windows(PreparedClips.open(recipe.data.folder), num_frames, NUM_SYNC_WINDOWS)
@@ -105,13 +113,13 @@ def check_syncnet(store: Store, recipe: Recipe, fingerprints: Mapping[str, str])
         return None, f"components.syncnet: its accuracy cannot be measured: {error}"
     file = f"syncnets/{digest([fingerprints['syncnet'], fingerprints['data'], num_frames, NUM_SYNC_WINDOWS])}.json"
     try:
-        figures = store.read_json(file)
+        figures = notes.read_json(file)
     except DamagedEntryError as error:
         print(f"{error}; it is measured again", flush=True)
         figures = None
     if figures is None:
         figures = _syncnet_figures(source, num_frames, windows)
-        store.write_json(file, figures)
+        notes.write_json(file, figures)
     accuracy = float(figures["balanced_accuracy"])
     if accuracy >= MIN_SYNC_ACCURACY:
         return accuracy, None
@@ -169,7 +177,9 @@ def drawn_clips(data: DataConfig, vae: str, audio_encoder: str) -> DataConfig:
 
 
 def source_fingerprint(name: str, source: str) -> str:
-    """SHA-256 over the names and contents of a folder's files, or of a file; of the name itself for a hub id.
+    """SHA-256 over the names and contents of a folder's files, or of a file; over name and revision for a hub id.
+
+    The revision is left out where neither the hub nor its cache on this machine knows it.
 
     Raises:
         UserError: There is no such file or folder; says under which `name` it was asked for.
@@ -177,7 +187,7 @@ def source_fingerprint(name: str, source: str) -> str:
     path = Path(source)
     hasher = hashlib.sha256()
     if not path.is_absolute():
-        hasher.update(f"hub {source}".encode())
+        hasher.update(f"hub {source} {hub_revision(source)}".encode())
         return hasher.hexdigest()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
@@ -190,15 +200,11 @@ def source_fingerprint(name: str, source: str) -> str:
     return hasher.hexdigest()
 
 
-def _check_stages(recipe: Recipe) -> None:
+def _check_stages(recipe: LatentSyncRecipe) -> None:
     """Has the training look at both stages, so that a wrong setting is found before anything is started."""
-    try:
-        training: type[Training] = pkgutil.resolve_name(recipe.training)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"training: must be module:class, got {recipe.training}: {error}; correct it") from None
     starting = SECOND_STAGE if should_transition(recipe.transition, []) else FIRST_STAGE
     for stage in STAGE_FILES:
         try:
-            training.check(getattr(recipe, stage), recipe.components.unet if stage == starting else None)
+            check_stage(getattr(recipe, stage), recipe.components.unet if stage == starting else None)
         except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
             raise UserError(f"{stage}: must be a stage that can be built: {error}; correct its file") from None

@@ -16,9 +16,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import VideoMAEModel
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
-from latentsync_ray.latentsync.models.tensors import read_tensors
+from latentsync_ray.latentsync.models.tensors import read_published
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 
 
@@ -160,8 +160,8 @@ class LPIPS(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             UserError: a file cannot be read, or a tensor is missing or has another shape.
         """
-        linear = {key: value for key, value in read_tensors(Path(linear_file)).items() if key.startswith("lin")}
-        vgg16 = {key: value for key, value in read_tensors(Path(vgg16_file)).items() if key.startswith("features.")}
+        linear = {key: value for key, value in read_published(Path(linear_file)).items() if key.startswith("lin")}
+        vgg16 = {key: value for key, value in read_published(Path(vgg16_file)).items() if key.startswith("features.")}
         channels: list[int] = []
         while (weight := linear.get(f"lin{len(channels)}.model.1.weight")) is not None:
             channels.append(weight.shape[1])

@@ -1,4 +1,4 @@
-"""LatentSync's two stages: a `training.Training` on prepared clips."""
+"""LatentSync's two stages on prepared clips; `training.LatentSync` gives them to the framework."""
 
 from __future__ import annotations
 
@@ -6,35 +6,84 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from latentsync_ray.config.recipe import LOSS_TERMS, LossConfig, StageConfig
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.config import (
+    LOSS_TERMS,
+    ComponentsConfig,
+    LatentSyncStage,
+    LossConfig,
+    ValidationConfig,
+)
 from latentsync_ray.latentsync.diffusion import build_noise_scheduler, mixed_noise, one_step_x0
 from latentsync_ray.latentsync.losses import LPIPS, TREPALoss, recon_loss, sync_loss
 from latentsync_ray.latentsync.models.autoencoder import decode_latents, load_autoencoder
 from latentsync_ray.latentsync.models.interop import read_weights
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel, select_trainable, warm_start
+from latentsync_ray.latentsync.optimizer import (
+    build_optimizer,
+    learning_rate,
+    load_moments,
+    moments,
+    set_learning_rate,
+)
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 
 Sample = Mapping[str, Any]
+
+
+class Samples(Protocol):
+    """Where training and validation samples come from: pure functions of their arguments."""
+
+    def train_sample(self, seed: int, global_step: int, index: int, num_frames: int) -> Sample:
+        """One sample of the global batch."""
+        ...
+
+    def validation_samples(self, num_samples: int, num_frames: int, seed: int) -> Sequence[Sample]:
+        """The fixed validation set."""
+        ...
+
+
+@dataclass(frozen=True)
+class StagesSetup:
+    """What stays the same for all segments that a worker trains."""
+
+    samples: Samples
+    """Prepared clips."""
+    components: ComponentsConfig
+    """The frozen networks."""
+    validation: ValidationConfig
+    """The fixed validation."""
+    num_frames: int
+    """Frames of a sample."""
+    seed: int
+    """Of the initial weights, samples, timesteps and noise."""
+    device: torch.device
+    """Where this worker computes."""
+    rank: int = 0
+    """This worker's number."""
+    world_size: int = 1
+    """Number of workers."""
+
+
 NUM_TRAIN_TIMESTEPS = 1000
 SCALER_STATE = ("scale", "_growth_tracker")
 """What of a GradScaler changes as it goes."""
 
 
-class LatentSyncTraining:
+class Stages:
     """LatentSync's two stages: the reconstruction loss alone, then all losses on decoded frames.
 
     The loss terms and their weights are those of LatentSync (Li et al. 2024, section 3; `configs/unet/stage*.yaml`
@@ -44,7 +93,7 @@ class LatentSyncTraining:
     unet: UNet3DConditionModel
     optimizer: torch.optim.AdamW
 
-    def __init__(self, setup: TrainingSetup):
+    def __init__(self, setup: StagesSetup):
         self.setup = setup
         self.noise_scheduler = build_noise_scheduler()
         components, device = setup.components, setup.device
@@ -62,16 +111,9 @@ class LatentSyncTraining:
             validation.num_samples, setup.num_frames, validation.seed
         )
 
-    @staticmethod
-    def check(config: StageConfig, start: str | None) -> None:
-        """Builds the UNet without memory; see `Training.check`."""
-        with torch.device("meta"):
-            unet = UNet3DConditionModel(**config.model)
-        select_trainable(unet, config.trainable_modules)
-        if start is not None:
-            warm_start(unet, read_weights(start, "meta"))
-
-    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
+    def build(
+        self, stage: str, config: LatentSyncStage, state: Mapping[str, Tensor] | None, state_stage: str
+    ) -> None:
         """Builds UNet, optimizer and LR schedule; see `Training.build`."""
         self.config = config
 
@@ -92,18 +134,9 @@ class LatentSyncTraining:
         self.unet.to(self.setup.device).train()
 
         self.trainable = select_trainable(self.unet, config.trainable_modules)
-        settings = config.optimizer
         parameters = [parameter for _, parameter in self.trainable]
         self.ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay > 0 else None
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            foreach=settings.implementation == "foreach",
-            fused=settings.implementation == "fused",
-        )
+        self.optimizer = build_optimizer(parameters, config.optimizer)
         self.scaler = torch.amp.GradScaler(self.setup.device.type, enabled=config.dtype == "float16")
         if resumed is not None:
             self._resume(resumed)
@@ -112,7 +145,7 @@ class LatentSyncTraining:
                 network.enable_gradient_checkpointing()
             else:
                 network.disable_gradient_checkpointing()
-        self.lr_factor = _lr_factor(config)
+        self.learning_rate = learning_rate(config.optimizer, config.lr_scheduler)
 
         self.network: torch.nn.Module = self.unet
         if config.compile:
@@ -132,8 +165,7 @@ class LatentSyncTraining:
             FloatingPointError: A loss term or the gradient norm is not finite; names the step and which.
         """
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.optimizer.lr * self.lr_factor(stage_step)
+        set_learning_rate(self.optimizer, self.learning_rate(stage_step))
         overflown = True
         while overflown:
             losses = self._backward(global_step)
@@ -265,9 +297,7 @@ class LatentSyncTraining:
             tensors |= {f"trained.{name}": parameter for name, parameter in self.trainable}
             for (name, _), average in zip(self.trainable, self.ema.shadow_params, strict=True):
                 tensors[f"model.{name}"] = average
-        for name, parameter in self.trainable:
-            for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{moment}"] = value
+        tensors |= dict(moments(self.optimizer, self.trainable))
         if self.scaler.is_enabled():
             values = self.scaler.state_dict()
             tensors |= {f"scaler.{name}": torch.tensor(values[name]) for name in SCALER_STATE}
@@ -279,11 +309,7 @@ class LatentSyncTraining:
         for name, parameter in self.trainable:
             if f"trained.{name}" in state:  # then `model.*` is their average
                 parameter.copy_(state[f"trained.{name}"])
-            for moment in ("step", "exp_avg", "exp_avg_sq"):
-                stored = state.get(f"optimizer.{name}.{moment}")
-                if stored is not None:
-                    device = "cpu" if moment == "step" and self.config.optimizer.implementation != "fused" else None
-                    self.optimizer.state[parameter][moment] = stored.to(device or parameter.device, copy=True)
+        load_moments(self.optimizer, self.trainable, state, self.config.optimizer)
         if self.scaler.is_enabled():
             values = {name: state[f"scaler.{name}"].item() for name in SCALER_STATE}
             self.scaler.load_state_dict(self.scaler.state_dict() | values)
@@ -417,15 +443,26 @@ def _mean_over_ranks(values: Mapping[str, Tensor], world_size: int, divide_by: i
     return dict(zip(names, stacked.tolist(), strict=True))
 
 
-def _lr_factor(config: StageConfig) -> Callable[[int], float]:
-    """The LR schedule as a function of the stage's step, so that nothing of it has to be stored."""
-    settings = config.lr_scheduler
-    probe = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
-    lr_scheduler = get_scheduler(
-        settings.name,
-        probe,
-        num_warmup_steps=settings.num_warmup_steps,
-        num_training_steps=settings.num_training_steps,
-    )
-    factor = lr_scheduler.lr_lambdas[0]
-    return lambda stage_step: float(factor(stage_step))
+def check_stage(config: LatentSyncStage, start: str | None) -> None:
+    """Builds a stage's UNet without memory, to find out whether that can be done.
+
+    Args:
+        config: The stage's settings.
+        start: Weights that it is to start from (`components.unet`), if it is the one to start.
+
+    Raises:
+        TypeError, ValueError, LookupError, ArithmeticError, RuntimeError: It cannot.
+        UserError: The weights do not fit it.
+    """
+    with torch.device("meta"):
+        unet = UNet3DConditionModel(**config.model)
+    select_trainable(unet, config.trainable_modules)
+    if start is not None:
+        weights = read_weights(start, "meta")
+        try:
+            warm_start(unet, weights)
+        except ValueError as error:
+            raise UserError(
+                f"components.unet: {start} must fit the UNet of the stage that starts: {error}; name a checkpoint"
+                " of such a UNet, or change `model` in the stage's file"
+            ) from None

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.config.search import TrialSchedulerConfig
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, next_segment
-from latentsync_ray.core.transition import Observation, should_transition
+from latentsync_ray.core.course import Course
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
 from latentsync_ray.engine.dispatcher import LINGER_SECONDS, YIELD_SECONDS, Dispatcher
 
 THINK_SECONDS = 0.1
@@ -30,23 +31,17 @@ class PlannedTrial:
 
     number: int
     """Order of creation."""
-    recipe: Recipe
+    recipe: TrialRecipe
     """With the trial's own values."""
     root: str
     """Key of the state before the first step."""
 
     def walk(self) -> Iterator[Segment]:
-        """The segments that the trial asks for, as `Trial.step` does; its metrics are not known."""
-        last: Segment | None = None
-        history: list[Observation] = []
-        while True:
-            in_first_stage = last is None or last.stage == FIRST_STAGE
-            leave = in_first_stage and should_transition(self.recipe.transition, history)
-            last = next_segment(self.recipe, self.root, last, leave)
-            if last is None:
-                return
-            yield last
-            history.append(Observation(last.end_step, {}))
+        """The segments that the trial asks for; its metrics are not known."""
+        course = Course(self.recipe, self.root)
+        while (segment := course.next()) is not None:
+            yield segment
+            course.passed(segment, {})
 
 
 @dataclass(frozen=True)
@@ -107,8 +102,7 @@ class Simulation:
         costs: Costs,
         go_on: GoOn,
     ):
-        stages = [stage for trial in trials for stage in (trial.recipe.first_stage, trial.recipe.second_stage)]
-        sizes = {stage.num_workers for stage in stages}
+        sizes = {trial.recipe.num_workers(stage) for trial in trials for stage in STAGES}
         self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from)
         self._mixed = len(sizes) > 1
         self._unborn = deque(trials)

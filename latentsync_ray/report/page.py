@@ -15,9 +15,8 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from latentsync_ray.config.recipe import LOSS_TERMS
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.report.trials import TrialLog
 
 _INK, _MUTED, _LINES, _ACCENT, _FAILED = "#1f2933", "#66727f", "#e4e9ee", "#0b7285", "#d6336c"
@@ -188,7 +187,7 @@ def _parameter_panels(search: SearchConfig, trials: Sequence[TrialLog], names: S
 
 def _validation_terms(trial: TrialLog) -> go.Figure:
     """The loss terms on the validation set, side by side since their scales differ."""
-    terms = [f"val/{term}" for term in LOSS_TERMS if f"val/{term}" in trial.last]
+    terms = [name for name in trial.last if name.startswith("val/") and name != "val/objective"]
     figure = make_subplots(1, max(1, len(terms)), subplot_titles=terms, horizontal_spacing=0.05)
     for column, term in enumerate(terms, start=1):
         for points, colour in zip(_split(trial), (_INK, _ACCENT), strict=True):

@@ -5,21 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.loading import Variants, recipe_files, with_overrides
+from latentsync_ray.config.loading import recipe_files, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.report.page import report_html
-from latentsync_ray.report.trials import (
-    TrialLog,
-    best_trial,
-    num_distinct_steps,
-    read_trials,
-    steps_left,
-    write_trials,
-)
+from latentsync_ray.report.trials import Ends, TrialLog, best_trial, num_distinct_steps, read_trials, write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 
 NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": [], "stopped_by": None}
@@ -57,7 +51,7 @@ def write_report(
     trials: dict[int, TrialLog],
     status: dict[str, Any],
     exploits: list[dict[str, Any]],
-    syncnet_accuracy: float | None,
+    figures: Mapping[str, float],
     wall_seconds: float,
 ) -> bool:
     """Writes `summary.json`, `trials.csv`, `report.html` and the best recipe.
@@ -70,7 +64,7 @@ def write_report(
         trials: What became of each trial.
         status: The engine's last words.
         exploits: Which trial became a clone of which.
-        syncnet_accuracy: Balanced accuracy of the recipe's SyncNet on its held-out clips; None if it has none.
+        figures: What the training has measured of its inputs, by name.
         wall_seconds: Duration of this run.
 
     Returns:
@@ -90,7 +84,7 @@ def write_report(
         if trial.status in ("failed", "diverged"):
             print(f"trial {trial.number} {trial.status}: {trial.error}")
 
-    variants = Variants(recipe)
+    ends = Ends(recipe)
     without_sharing = sum(trial.num_steps for trial in trials.values())
     distinct = num_distinct_steps(trials)
     summary = {
@@ -104,7 +98,7 @@ def write_report(
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "steps_unfinished": sum(
-            sum(steps_left(variants, trial)) for trial in trials.values() if trial.status == "unfinished"
+            sum(ends.steps_left(trial)) for trial in trials.values() if trial.status == "unfinished"
         ),
         "stopped_by": status["stopped_by"],
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
@@ -113,7 +107,7 @@ def write_report(
         "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
         "wall_seconds": wall_seconds,
         "exploits": exploits,
-        "syncnet_accuracy": syncnet_accuracy,
+        "inputs": dict(figures),
         "notices": status["notices"],
     }
     store.write_json(f"{folder}/summary.json", summary)

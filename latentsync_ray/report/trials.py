@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import Variants
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import SECOND_STAGE
 from latentsync_ray.store import TRIALS_FILE, Store
 
 
@@ -66,21 +66,34 @@ def best_trial(search: SearchConfig, trials: dict[int, TrialLog]) -> TrialLog | 
     return min(finished, key=lambda trial: (sign * trial.last[search.metric], trial.number), default=None)
 
 
-def steps_left(variants: Variants, trial: TrialLog) -> tuple[int, int]:
-    """Steps of stage one and two to the end of a trial, at most: the transition may come sooner.
+class Ends:
+    """Where trials end; worked out once for each trial's values.
 
     Args:
-        variants: Of the recipe before a trial's own values.
-        trial: Those whose values break a rule have no step to go.
+        recipe: The recipe before a trial's own values.
     """
-    try:
-        recipe = variants.recipe(trial.parameters)
-    except UserError:
-        return 0, 0
-    second = recipe.second_stage.num_steps - int(trial.last.get("second_stage_step", 0))
-    if trial.transition_step is not None:
-        return 0, max(0, second)
-    return max(0, recipe.transition.latest_step - int(trial.last.get("global_step", 0))), second
+
+    def __init__(self, recipe: Recipe):
+        self._variants = Variants(recipe)
+        self._known: dict[int, tuple[dict[str, Any], tuple[int, int]]] = {}
+
+    def steps_left(self, trial: TrialLog) -> tuple[int, int]:
+        """Steps of stage one and two to the end of a trial, at most: the transition may come sooner."""
+        first, second = self._lengths(trial)
+        if trial.transition_step is None:
+            return max(0, first - int(trial.last.get("global_step", 0))), second
+        return 0, max(0, second - int(trial.last["second_stage_step"]))
+
+    def _lengths(self, trial: TrialLog) -> tuple[int, int]:
+        known = self._known.get(trial.number)
+        if known is None or known[0] != trial.parameters:
+            try:
+                recipe = self._variants.recipe(trial.parameters)
+                lengths = recipe.transition.latest_step, recipe.second_stage.num_steps
+            except UserError:
+                lengths = 0, 0  # it breaks a rule, and fails at its first step
+            known = self._known[trial.number] = trial.parameters, lengths
+        return known[1]
 
 
 def num_distinct_steps(trials: dict[int, TrialLog]) -> int:

@@ -38,6 +38,7 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
     started, store = time.monotonic(), Store(search.storage)
+    store.check_writable()
     stays = ray.is_initialized()
     with cluster() as dashboard:
         for line in check_resources(search, recipe):

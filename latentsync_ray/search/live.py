@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsync_ray.config.lengths import longest_trial
-from latentsync_ray.config.loading import Variants
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.report.trials import TrialLog, steps_left
+from latentsync_ray.report.trials import Ends, TrialLog
 from latentsync_ray.search.progress import Progress
 
 _POLL_SECONDS = 1.0
@@ -33,7 +32,7 @@ class LiveView:
 
     def __init__(self, engine: Any, progress: Progress, search: SearchConfig, recipe: Recipe):
         self._engine, self._progress, self._search = engine, progress, search
-        self._variants, self._longest = Variants(recipe), longest_trial(search, recipe)
+        self._ends, self._longest = Ends(recipe), longest_trial(search, recipe)
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._stop = threading.Event()
@@ -136,7 +135,7 @@ class LiveView:
             return None
         first = per_step["first_stage"]
         second = per_step.get("second_stage", 2 * first)
-        left = [steps_left(self._variants, trial) for trial in trials if trial.status == "running"]
+        left = [self._ends.steps_left(trial) for trial in trials if trial.status == "running"]
         trunk = max((steps for steps, _ in left), default=0)
         num_to_begin = max(0, self._search.num_trials - len(trials))
         branches = num_to_begin * self._longest.second_stage + sum(steps for _, steps in left)

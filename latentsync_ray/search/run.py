@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 from ray import tune
 
 from latentsync_ray.cluster.connection import nodes_come_and_go
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.plain import Settings, settings, without
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key
+from latentsync_ray.core.course import first_stage_segments
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import NUMERICS
+from latentsync_ray.core.training import code_fingerprint, load_training
+from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.budget import exceeded, read_spent
 from latentsync_ray.engine.engine import StartedEngine
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import WorkerSetup
-from latentsync_ray.latentsync.inputs import check_syncnet, ready_inputs
 from latentsync_ray.report.report import NOTHING_DONE, read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
@@ -32,7 +36,7 @@ from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
-from latentsync_ray.search.trial import Trial, TrialSetup, trial_number
+from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 
@@ -61,12 +65,13 @@ def run_search(
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    recipe, fingerprints = ready_inputs(recipe)
-    accuracy, warning = check_syncnet(store, recipe, fingerprints)
-    if warning is not None:
+    training = load_training(recipe.training)
+    inputs = training.prepare(recipe, store)
+    recipe, fingerprints = inputs.recipe, {**inputs.fingerprints, **code_fingerprint(training)}
+    for warning in inputs.warnings:
         print(f"warning: {warning}", flush=True)
-    extra = {"environment": environment()} if search.environment == "strict" else {}
-    lineage = lineage_of(store, search, recipe, root_key(recipe, fingerprints, extra))
+    extra: Settings = {"environment": settings(environment())} if search.environment == "strict" else {}
+    lineage = lineage_of(store, search, recipe, TrialRecipe.of(recipe).root_key(fingerprints, extra))
     if lineage:
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
@@ -77,7 +82,7 @@ def run_search(
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, accuracy, started)
+        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, inputs.figures, started)
         return exit_status, store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
@@ -85,10 +90,17 @@ def run_search(
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
         return UNFINISHED, store.uri_of(folder)
     print(f"dashboard: {dashboard}", flush=True)
-    serving = engine.actor.serve.remote(folder, _inputs(recipe))
-    first = tuple(segment.to_dict() for segment in lineage)
-    setup = TrialSetup(engine.name, recipe, fingerprints, extra, search.share, first, search.start_stage is not None)
-    _prefetch(engine.actor, search, setup)
+    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe)))
+    setup = TrialSetup(
+        engine=engine.name,
+        recipe=TrialRecipe.of(recipe),
+        fingerprints=fingerprints,
+        extra=extra,
+        share=search.share,
+        lineage=tuple(lineage),
+        leave_after=search.start_stage is not None,
+    )
+    _prefetch(engine.actor, search, recipe, setup)
     write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
     ending = Ending(engine.actor)
     while True:
@@ -111,7 +123,7 @@ def run_search(
         leave_unfinished(search, progress.trials)
     status = {**ray.get(engine.actor.status.remote()), "stopped_by": ending.stopped_by}
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, accuracy, started)
+    exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, inputs.figures, started)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
     return exit_status, store.uri_of(folder)
@@ -125,31 +137,25 @@ def _report(
     trials: dict[int, TrialLog],
     status: dict[str, Any],
     journal: Journal,
-    accuracy: float | None,
+    figures: Mapping[str, float],
     started: float,
 ) -> int:
     """Writes the report. Returns the exit status."""
     wall_seconds = time.monotonic() - started
-    succeeded = write_report(
-        store, folder, search, recipe, trials, status, journal.exploits(), accuracy, wall_seconds
-    )
+    succeeded = write_report(store, folder, search, recipe, trials, status, journal.exploits(), figures, wall_seconds)
     if any(trial.status == "unfinished" for trial in trials.values()):
         return UNFINISHED
     return 0 if succeeded else 1
 
 
-def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: dict[str, str]) -> str:
+def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
     """Where a search's results are, below the store's root.
 
     It names what decides the results; where they are kept and on how many workers is left out.
     """
-    asked, trained = dataclasses.asdict(search), dataclasses.asdict(recipe)
-    asked["param_space"] = {name: domain.as_dict() for name, domain in search.param_space.items()}
-    for name in ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials"):
-        del asked[name]
-    for name in ("data", "components"):
-        del trained[name]
-    identity = digest(json.loads(json.dumps([NUMERICS, asked, trained, recipe.data.num_frames, fingerprints])))[:8]
+    placed = ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials")
+    asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
+    identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
     return f"searches/{search.name}-{identity}"
 
 
@@ -165,18 +171,9 @@ def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLo
     return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 
-def _inputs(recipe: Recipe) -> WorkerSetup:
-    return WorkerSetup(
-        data_folder=recipe.data.folder,
-        components=recipe.components,
-        validation=recipe.validation,
-        num_frames=recipe.data.num_frames,
-    )
-
-
-def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
+def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSetup) -> None:
     """Has the stretch that all trials share for certain trained while they start: stage one up to min_step."""
-    recipe, names = setup.recipe, search.param_space
+    names = search.param_space
     if (
         not search.share
         or setup.lineage
@@ -187,12 +184,8 @@ def _prefetch(engine: Any, search: SearchConfig, setup: TrialSetup) -> None:
     searched = any("transition.at_step.".startswith(f"{name}.") for name in names)
     if certain == 0 and (searched or recipe.transition.at_step == 0):
         return  # a trial may leave stage one out
-    root = root_key(recipe, setup.fingerprints, setup.extra)
-    segments: list[Segment] = []
-    while not segments or segments[-1].end_step < certain:
-        following = next_segment(recipe, root, segments[-1] if segments else None, False)
-        assert following is not None
-        segments.append(following)
+    root = setup.recipe.root_key(setup.fingerprints, setup.extra)
+    segments = first_stage_segments(setup.recipe, root, max(certain, 1))
     known = "second_stage.num_workers" not in names and not nodes_come_and_go()
     branch_workers = recipe.second_stage.num_workers if known else None
     engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
@@ -270,4 +263,4 @@ def _fit(tuner: tune.Tuner) -> None:
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial-{trial_number(trial.trial_id, trial.config):04d}"
+    return trial_name(trial.trial_id, trial.config)

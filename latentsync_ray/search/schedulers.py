@@ -17,20 +17,22 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from latentsync_ray.config.domains import Choice, Domain, Grid
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import longest_trial
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import SECOND_STAGE, Segment, digest
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.search.halving import ASHA, HyperBand
 from latentsync_ray.search.journal import Decision, Exploit, Journal
 from latentsync_ray.search.promotion import PromotingASHA
 from latentsync_ray.search.suggestions import tune_domain
-from latentsync_ray.search.trial import POINTER, parameters, trial_number
+from latentsync_ray.search.trial import POINTER, parameters, trial_name, trial_number
 
 _THRESHOLD = "transition.at_step"
 _LENGTH = "second_stage.num_steps"
 Hold = Callable[[str, str], None]
-"""Asks for the state of a segment to be kept for a trial: its id and the segment's key."""
+"""Asks for the state of a segment to be kept for a trial: its name and the segment's key."""
 
 
 def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold: Hold) -> TrialScheduler:
@@ -191,7 +193,7 @@ class _JournaledExploits:
         if exploit is None:
             return str(TrialScheduler.CONTINUE)
         self._generations[known.trial] += 1
-        self._hold(trial.trial_id, exploit.key)
+        self._hold(trial_name(trial.trial_id, trial.config), exploit.key)
         tune_controller.pause_trial(trial, should_checkpoint=False)
         trial.set_config({**trial.config, **exploit.parameters})
         trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(
@@ -208,7 +210,9 @@ class _JournaledExploits:
         source: Any = self._trial_state[trial_to_clone]  # type: ignore[attr-defined]
         pointer = _read_checkpoint(source.last_checkpoint)
         key = Segment(**pointer["last"]).key
-        self._hold(trial.trial_id, key)  # the source may move on before the clone asks for what follows
+        self._hold(
+            trial_name(trial.trial_id, trial.config), key
+        )  # the source may move on before the clone asks for what follows
         if pointer["last"]["stage"] == SECOND_STAGE and _THRESHOLD in trial.config:
             # The clone has left stage one where its source did, whatever was drawn for it.
             trial.set_config({**trial.config, _THRESHOLD: pointer["last"]["stage_start_step"]})

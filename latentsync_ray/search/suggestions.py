@@ -10,9 +10,9 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher, Searc
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config.domains import Choice, Domain, Grid, LogUniform, RandInt, Uniform
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import PAUSING_SCHEDULERS, SearchConfig
-from latentsync_ray.core.segment import digest
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.trial import TRIAL_NUMBER
 

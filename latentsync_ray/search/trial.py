@@ -14,10 +14,14 @@ import ray
 from ray import tune
 
 from latentsync_ray.cluster.connection import TRIAL_MEMORY_BYTES
-from latentsync_ray.config.loading import with_overrides
-from latentsync_ray.config.recipe import Recipe, UserError
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment, digest, next_segment, root_key
-from latentsync_ray.core.transition import Observation, divergence, objective, should_transition
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import Settings
+from latentsync_ray.config.recipe import SECOND_STAGE
+from latentsync_ray.core.course import Course
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.transition import Observation, divergence, objective
+from latentsync_ray.core.trial_recipe import TrialRecipe
 
 POINTER = "pointer.json"
 """File of a checkpoint: the trial's last segment and its history."""
@@ -31,22 +35,27 @@ class TrialSetup:
 
     engine: str
     """Name of the engine's actor."""
-    recipe: Recipe
+    recipe: TrialRecipe
     """The recipe before a trial's own values."""
-    fingerprints: dict[str, str]
-    """Of the prepared data and the frozen networks."""
-    extra: dict[str, Any]
+    fingerprints: Mapping[str, str]
+    """Of what the training reads."""
+    extra: Settings
     """What else enters the root key."""
     share: bool
     """Whether trials may have segments in common."""
-    lineage: tuple[dict[str, Any], ...] = ()
-    """Segments that every trial goes through first, from step 0 on, as `Segment.to_dict` gives them."""
+    lineage: tuple[Segment, ...] = ()
+    """Segments that every trial goes through first, from step 0 on."""
     leave_after: bool = False
     """Whether stage two follows them, whatever the transition policy says."""
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
     """One step is one segment. The state is a pointer: the last segment, and the history of metrics."""
+
+    course: Course
+    """Where the trial is, and what comes next."""
+    ahead: dict[str, dict[str, float]]
+    """Metrics, by key, of segments that come next for which it need not ask."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -58,21 +67,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.common = setup
         self.engine = ray.get_actor(setup.engine)
         self._adopt(config)
-        self.last: Segment | None = None
-        self.history: list[Observation] = []
-        self.ahead: dict[str, dict[str, float]] = {}
 
     def step(self) -> dict[str, Any]:
         """Decides the stage, asks for the next segment, and reports its metrics."""
+        course = self.course
         if self.refused is not None:
-            step = self.last.end_step if self.last is not None else 0
+            step = course.last.end_step if course.last is not None else 0
             return {"global_step": step, "second_stage_step": 0, **_failure(self.refused)}
-        given, past = self.common.lineage, len(self.history)
-        in_first_stage = self.last is None or self.last.stage == FIRST_STAGE
-        leave = in_first_stage and should_transition(self.recipe.transition, self.history)
-        leave = leave or (self.common.leave_after and past == len(given))
-        segment = Segment(**given[past]) if past < len(given) else None
-        segment = segment or next_segment(self.recipe, self.root, self.last, leave)
+        segment = course.next()
         assert segment is not None, "a trial that is done was asked to go on"
 
         answer = self._ask(segment)
@@ -86,60 +88,63 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return {**place, **_failure(answer["error"], answer["diverged"])}
 
         metrics = {**answer["metrics"]}
-        metrics["val/objective"] = objective(metrics, self.recipe.validation.objective)
-        self.last = segment
-        self.history.append(Observation(segment.end_step, metrics))
-        factor, weights = self.recipe.divergence_factor, self.recipe.validation.objective
-        if factor is not None and (diverged := divergence(factor, weights, self.history)):
+        weights = course.recipe.objective
+        metrics["val/objective"] = objective(metrics, weights)
+        course.passed(segment, metrics)
+        factor = course.recipe.decisions.divergence_factor
+        if factor is not None and (diverged := divergence(factor, weights, course.history)):
             place |= {"error": diverged, "diverged": True}
-        at_end = second_stage_step >= self.recipe.second_stage.num_steps
+        at_end = course.at_end
         # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
         ending = {"at_end": at_end, "done": at_end or "error" in place}
         return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
-        if self.last is not None:
-            ray.get(self.engine.hold.remote(self.trial_id, self.last.key))
-        pointer = {"last": self.last and self.last.to_dict(), "history": self.history}
+        last = self.course.last
+        if last is not None:
+            ray.get(self.engine.hold.remote(self.asker[0], last.key))
+        pointer = {"last": last and last.to_dict(), "history": self.course.history}
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Reads a pointer, this trial's own or another one's."""
         pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))
-        self.last = pointer["last"] and Segment(**pointer["last"])
-        self.history = [Observation(step, metrics) for step, metrics in pointer["history"]]
+        history = [Observation(step, metrics) for step, metrics in pointer["history"]]
+        self.course.resume(pointer["last"] and Segment(**pointer["last"]), history)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes another trial's place in this process, at its beginning."""
         self.cleanup()
         self._adopt(new_config)
-        self.last, self.history, self.ahead = None, [], {}
         return True
 
     def cleanup(self) -> None:
         """Tells the engine that nobody waits here any more."""
-        ray.get(self.engine.leave.remote(*self.asker, self.last and self.last.key))
+        last = self.course.last
+        ray.get(self.engine.leave.remote(*self.asker, last and last.key))
 
     def _ask(self, segment: Segment) -> dict[str, Any]:
         """The engine's answer, unless it was told ahead."""
         if segment.key in self.ahead:
             return {"key": segment.key, "metrics": self.ahead[segment.key], "cached": True}
-        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.root, segment.to_dict()))
+        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment.to_dict()))
         self.ahead = answer.get("ahead", {})
         return answer
 
     def _adopt(self, config: dict[str, Any]) -> None:
         common = self.common
-        self.asker = self.trial_id, uuid.uuid4().hex
+        self.asker = trial_name(self.trial_id, config), uuid.uuid4().hex
+        self.ahead = {}
         self.refused: str | None = None
+        recipe = common.recipe
         try:
-            self.recipe = with_overrides(common.recipe, parameters(config), "param_space")
+            recipe = recipe.with_values(parameters(config))
         except UserError as error:
             self.refused = str(error)
-            return
         extra = common.extra if common.share else {**common.extra, "trial": trial_identity(self.trial_id, config)}
-        self.root = root_key(self.recipe, common.fingerprints, extra)
+        root = recipe.root_key(common.fingerprints, extra)
+        self.course = Course(recipe, root, common.lineage, common.leave_after)
 
 
 def _failure(error: str, diverged: bool = False) -> dict[str, Any]:
@@ -149,6 +154,11 @@ def _failure(error: str, diverged: bool = False) -> dict[str, Any]:
 def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
     """A trial's number, in the order of creation; Ray Tune's variant generator puts it after an underscore."""
     return int(config[TRIAL_NUMBER]) if TRIAL_NUMBER in config else int(trial_id.rpartition("_")[2])
+
+
+def trial_name(trial_id: str, config: Mapping[str, Any]) -> str:
+    """What a trial is called in folders and notes, the same in every run of the same search."""
+    return f"trial-{trial_number(trial_id, config):04d}"
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.fs
 from safetensors import SafetensorError
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Store:
     """
 
     def __init__(self, uri: str):
-        self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
+        self._given = uri
         try:
+            self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             if "://" in uri:
                 self._filesystem, self.root = open_filesystem(uri)
             else:
@@ -80,10 +81,26 @@ class Store:
             self.is_local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
             """Whether its files are files of this system, to be written bit by bit."""
             self._check_place()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"storage {uri}: must be a folder or URI that can be written ({reason_of(error)}); name another"
-            ) from None
+        except (OSError, ValueError, RuntimeError) as error:  # the last one for the home of an unknown user
+            raise self._unusable(error) from None
+
+    def check_writable(self) -> None:
+        """Refuses a place in which nothing can be written; leaves no trace.
+
+        Raises:
+            UserError: With the reason.
+        """
+        if not self.is_local:  # an object store says so only when something is written
+            return
+        try:
+            existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> UserError:
+        rule = "must be a folder or URI that can be written"
+        return UserError(f"storage {self._given}: {rule} ({reason_of(error)}); name another")
 
     def read_record(self, key: str) -> dict[str, Any] | None:
         """The record of a segment, or None if there is none.
@@ -146,6 +163,8 @@ class Store:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError:
             raise DamagedEntryError(f"{path}: is gone") from None
+        except OSError as error:
+            raise StorageError.at(path, error, "read") from None
         if sha256 != state["sha256"]:
             raise DamagedEntryError(f"{path}: does not match its checksum")
 
@@ -387,7 +406,7 @@ class Store:
             self._filesystem.create_dir(path, recursive=True)
 
     def _check_place(self) -> None:
-        """Fails unless the root is a folder that can be written, or could be made; leaves no trace.
+        """Fails unless the root is a folder or could be one.
 
         Raises:
             OSError, ValueError: With the reason.
@@ -399,9 +418,6 @@ class Store:
         bucket = self.root.partition("/")[0]
         if not self._has_folders and self._filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
             raise FileNotFoundError(f"there is no bucket {bucket}")
-        if self.is_local:
-            existing = next(folder for folder in (Path(self.root), *Path(self.root).parents) if folder.exists())
-            tempfile.TemporaryFile(dir=existing).close()
 
     def _write_state(self, name: str, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         from safetensors.torch import save_file

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
 
@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.storage}: must be the storage of a search, holds no segments; correct it")
     if options.command == "verify":
         return _verify(store, console)
+    if options.command == "collect" and options.drop:
+        store.check_writable()
     records = whole_records(store)
     if len(records) < len(store.keys()):
         console.print("records that are damaged are left out: verify names them")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import plain
+from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import SECOND_STAGE, Segment
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.store import DamagedEntryError, Store
 
 
@@ -73,11 +75,13 @@ def _check(search: SearchConfig, recipe: Recipe, last: Segment) -> None:
         if name == "seed":
             raise UserError(f"param_space.{name}: must stay the same for trials that start from a segment; remove it")
     stage = getattr(recipe, last.stage)
-    if last.config["model"] != stage.model:
-        raise UserError(
-            f"{last.stage}.model: must be the model of {last.key[:12]}, {dict(last.config['model'])}, got "
-            f"{stage.model}; use its recipe's, or start from another segment"
-        )
+    for name in recipe.shape_settings:
+        stored, asked = last.config.get(name), plain(getattr(stage, name))
+        if stored != asked:
+            raise UserError(
+                f"{last.stage}.{name}: must be that of {last.key[:12]}, {stored}, got {asked}; use its recipe's, or "
+                "start from another segment"
+            )
     behind = last.end_step - last.stage_start_step
     if last.stage == SECOND_STAGE and recipe.second_stage.num_steps <= behind:
         raise UserError(

@@ -15,8 +15,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import FIRST_STAGE
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
 
 STATE_FILE = "state.safetensors"

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import yaml
 
-from latentsync_ray.config.recipe import ComponentsConfig, ValidationConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.messages import WorkerSetup
 
@@ -68,7 +67,27 @@ def write_search(
     stage: dict[str, Any] | None = None,
     **search: Any,
 ) -> Path:
-    """Writes a recipe with the trivial training (or the demo's own) and a search space over it."""
+    """Writes a search space over a recipe of the trivial training, or of the demo's own on two short clips."""
+    recipe, stages = _trivial_recipe() if trivial else _demo_recipe(data_folder)
+    recipe["transition"] = {"at_step": 8, "max_step": 16, "min_step": 4}
+    for name, values in stages.items():
+        values["report_every_steps"] = 4
+        values["model"] = values.get("model", {}) | (stage or {}).get(name, {})
+    stages["second_stage"]["num_steps"] = 8
+    (folder / "recipe").mkdir(exist_ok=True)
+    for name, content in {"recipe": recipe, **stages}.items():
+        (folder / "recipe" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    space = folder / "space.yaml"
+    space.write_text(yaml.safe_dump({"recipe": "recipe", "trial_scheduler": {"name": "fifo"}} | search))
+    return space
+
+
+def _trivial_recipe() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    stages = {name: {"optimizer": {"lr": 0.01}} for name in ("first_stage", "second_stage")}
+    return {"training": "trivial:TrivialTraining"}, stages
+
+
+def _demo_recipe(data_folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     demo = ROOT / "configs" / "demo"
     recipe = yaml.safe_load((demo / "recipe.yaml").read_text())
     for name, source in recipe["components"].items():
@@ -77,24 +96,8 @@ def write_search(
     small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 40, "num_validation_speakers": 1}
     recipe["data"]["synthetic"] |= small
     recipe["validation"] |= {"num_samples": 2, "timesteps": [500]}
-    recipe["transition"] = {"at_step": 8, "max_step": 16, "min_step": 4}
     stages = {name: yaml.safe_load((demo / f"{name}.yaml").read_text()) for name in ("first_stage", "second_stage")}
-    for name, values in stages.items():
-        values |= {"report_every_steps": 4, "batch_size": 2}
-        values["model"] = {} if trivial else values["model"]
-        values["model"] |= (stage or {}).get(name, {})
-    stages["second_stage"]["num_steps"] = 8
-    if trivial:
-        recipe["training"] = "trivial:TrivialTraining"
-        for values in stages.values():
-            values["trainable_modules"] = None
-            values["optimizer"] = {"lr": 0.01}
-    (folder / "recipe").mkdir(exist_ok=True)
-    for name, content in {"recipe": recipe, **stages}.items():
-        (folder / "recipe" / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump({"recipe": "recipe", "trial_scheduler": {"name": "fifo"}} | search))
-    return space
+    return recipe, {name: values | {"batch_size": 2} for name, values in stages.items()}
 
 
 def when(condition: Callable[[], bool], then: Callable[[], None], seconds: float = 60) -> threading.Thread:
@@ -132,7 +135,8 @@ class OneOrder:
     """An engine that has one order for everybody who asks."""
 
     def join(self, group: str) -> tuple[WorkerSetup, int]:
-        return WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8), 0
+        recipe = {"transition": {"max_step": 16}, "first_stage": {}, "second_stage": {}}
+        return WorkerSetup({**recipe, "training": "trivial:TrivialTraining"}), 0
 
     def next_order(self, group: str, number: int) -> dict[str, Any] | None:
         segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)

@@ -10,7 +10,7 @@ import pytest
 from helpers import Outcome, results_folder
 
 from latentsync_ray import train
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]

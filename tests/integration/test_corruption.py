@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import Outcome
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, whole_records
 

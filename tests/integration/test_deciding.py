@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trivial import TrivialTraining
+import torch
+from trivial import SecondStage, Stage, TrivialRecipe, TrivialTraining
 
-from latentsync_ray.config.loading import stage_from_settings
+from latentsync_ray.config.loading import stage_config
+from latentsync_ray.config.transition import TransitionConfig
 from latentsync_ray.core.training import TrainingSetup
 from latentsync_ray.store import weights_sha256
 
@@ -52,14 +54,16 @@ def lineage(outcome: Any, key: str) -> list[dict[str, Any]]:
 
 def weights_of(segments: list[dict[str, Any]]) -> str:
     """Hash of the weights that a lineage leads to, trained in one go without engine, store or workers."""
-    setup = TrainingSetup(
-        samples=None, components=None, validation=None, num_frames=1, seed=0, device="cpu", rank=0, world_size=1
-    )  # type: ignore[arg-type]
+    recipe = TrivialRecipe(
+        transition=TransitionConfig(max_step=16), first_stage=Stage(), second_stage=SecondStage(num_steps=20)
+    )
+    setup = TrainingSetup(recipe, 0, torch.device("cpu"))
     training, built, stage = TrivialTraining(setup), None, ""
     for segment in segments:
         if built != (segment["stage"], segment["config"]):
             state = training.state() if built else None
-            training.build(segment["stage"], stage_from_settings(segment["config"]), state, stage)
+            config = stage_config(recipe, segment["stage"], segment["config"])
+            training.build(segment["stage"], config, state, stage)
             built, stage = (segment["stage"], segment["config"]), segment["stage"]
         for step in range(segment["start_step"], segment["end_step"]):
             training.step(step, step - segment["stage_start_step"])

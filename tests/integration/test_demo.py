@@ -14,12 +14,11 @@ import pytest
 import torch
 from helpers import ROOT, Outcome, results_folder
 
-from latentsync_ray.config.loading import load_recipe, stage_from_settings
-from latentsync_ray.config.recipe import Recipe
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.config.loading import load_recipe, stage_config
+from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.inputs import ready_inputs
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import Stages, StagesSetup
 from latentsync_ray.store import Store
 
 pytestmark = pytest.mark.slow
@@ -46,8 +45,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return ready_inputs(load_recipe(ROOT / "configs" / "demo"))[0]
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> LatentSyncRecipe:
+    return ready_inputs(load_recipe(ROOT / "configs" / "demo"), Store(str(tmp_path_factory.mktemp("notes")))).recipe
 
 
 def lineage(outcome: Outcome, trial: dict[str, str]) -> list[dict[str, Any]]:
@@ -59,11 +58,11 @@ def lineage(outcome: Outcome, trial: dict[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def training(recipe: Recipe) -> LatentSyncTraining:
+def training(recipe: LatentSyncRecipe) -> Stages:
     clips = PreparedClips.open(recipe.data.folder)
     torch.set_num_threads(1)
-    return LatentSyncTraining(
-        TrainingSetup(
+    return Stages(
+        StagesSetup(
             clips, recipe.components, recipe.validation, recipe.data.num_frames, recipe.seed, torch.device("cpu")
         )
     )
@@ -74,7 +73,7 @@ def test_it_shares(demo: Outcome) -> None:
     assert demo.executed == sorted(demo.records)  # each segment once
     assert demo.summary["steps_trained"] == demo.summary["steps_distinct"]
     assert demo.summary["sharing_factor"] > 4
-    assert demo.summary["syncnet_accuracy"] > 0.85
+    assert demo.summary["inputs"]["syncnet_accuracy"] > 0.85
 
 
 def test_stage_one_halves_the_validation_loss(demo: Outcome) -> None:
@@ -94,11 +93,11 @@ def test_stage_two_improves_sync_and_keeps_recon(demo: Outcome) -> None:
     assert after["val/recon"] <= 1.05 * before["val/recon"]
 
 
-def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: Recipe) -> None:
+def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: LatentSyncRecipe) -> None:
     best = demo.records[demo.summary["best"]["key"]]
     trained = training(recipe)
     state = Store(str(demo.store)).read_state(best["key"], best["state"])
-    config = stage_from_settings(best["segment"]["config"])
+    config = stage_config(recipe, "second_stage", best["segment"]["config"])
     trained.build("second_stage", config, state, "second_stage")
     own = trained.validate()
     assert own["val/sync"] == best["metrics"]["val/sync"]  # a stored state gives its own numbers again

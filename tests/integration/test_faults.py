@@ -352,10 +352,14 @@ def test_a_clip_that_turns_unreadable_in_mid_run(make_search: Any, run_search: A
     assert rows == clean.trials
 
 
-def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_was_trained_and_leaves_nothing_else(
+    sent: signal.Signals, status: int, make_search: Any, tmp_path: Path
+) -> None:
     space = make_search(stage={"first_stage": {"step_seconds": 0.4}, "second_stage": {"step_seconds": 0.4}})
     command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "RAY_ADDRESS": "local", "TMPDIR": str(tmp_path / "tmp")}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -369,10 +373,14 @@ def test_ctrl_c_keeps_what_was_trained(make_search: Any, tmp_path: Path) -> None
     assert records(), "nothing was trained in two minutes"
     children = psutil.Process(process.pid).children(recursive=True)
     started = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)  # what a terminal does
+    else:
+        process.send_signal(sent)
     output, errors = process.communicate(timeout=60)
     assert time.monotonic() - started < 10
-    assert process.returncode == 130
+    assert process.returncode == status
+    assert not list((tmp_path / "tmp").glob("latentsync_ray-*"))
     assert "Traceback" not in output + errors
     kept = records()
     assert kept

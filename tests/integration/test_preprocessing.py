@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,11 +24,12 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.facemesh import FaceMesh, check_installed
 from latentsync_ray.latentsync.data.faces import anchors
-from latentsync_ray.latentsync.data.media import Clip, read_clip, write_clip
+from latentsync_ray.latentsync.data.media import Clip, write_clip
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +137,36 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path: Path, networks: list
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 2 and "one to validate on are needed, 0 can be used" in said.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "set"]
+
+
+def test_what_is_said_of_odd_files_beside_good_ones(shared: Path, tmp_path: Path, networks: list[str]) -> None:
+    """Each file that is left out is named once, each warning told once, progress too, and nothing of others."""
+    folder, out = tmp_path / "clips", tmp_path / "set"
+    folder.mkdir()
+    for path in (shared / "faults").glob("*.mp4"):
+        if not path.name.startswith("raw_"):
+            (folder / path.name).symlink_to(path)
+    for i in range(3):
+        write_clip(folder / f"good{i}.mp4", make_clip(i, 20))
+    silent = make_clip(3, 20)
+    write_clip(folder / "silent.mp4", Clip("silent", silent.frames, 0 * silent.wave))
+    shutil.copy(folder / "good0.mp4", os.fsencode(folder) + b"/\xff\xe9.mp4")
+    process = start(folder, out, *networks, "--resolution", "32")
+    said = process.communicate(timeout=900)[1].splitlines()
+    assert process.returncode == 0, said
+    is_progress = [bool(re.fullmatch(r"preparing: \d+ of 16 files, \d+ clips", line)) for line in said]
+    left_out = [line for line, progress in zip(said, is_progress, strict=True) if not progress]
+    assert sorted(line.split(": ")[0] for line in left_out) == [
+        *(f"left out {folder}/{name}.mp4" for name in ("far_last_frame", "hlg", "unknown_vcodec")),
+        "prepared 13 clips, left out 3",
+        "warning",
+    ]
+    assert "warning: silent: its sound is silent" in left_out
+    names = [clip.name for clip in PreparedClips.open(out).index.clips]
+    assert names == [
+        "\\xff\\xe9", "fps4", "gap", "good0", "good1", "good2", "hflip", "rate_change_ts_as", "reference",
+        "silent", "sjis_title", "two_audio_default2", "vfr_hold300ms",
+    ]  # fmt: skip
 
 
 def test_stopped_and_killed_it_ends_as_if_nothing_had_been(tmp_path: Path, networks: list[str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.search.run import search_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -75,7 +75,7 @@ def test_random_searches_do_not_depend_on_sharing(
     shared = run_search(file, *arguments, store="shared")
     # An adaptive scheduler decides by the order of arrival: without sharing it is to follow the same journal.
     search, recipe = load_search(file, [*arguments, "share=false", f"storage={tmp_path / 'alone'}"])
-    folder = tmp_path / "alone" / search_folder(search, *ready_inputs(recipe))
+    folder = tmp_path / "alone" / search_folder(search, recipe, code_fingerprint(load_training(recipe.training)))
     if (shared.folder / "decisions").exists():
         shutil.copytree(shared.folder / "decisions", folder / "decisions")
     alone = run_search(file, *arguments, "share=false", store="alone")

@@ -10,8 +10,9 @@ import pytest
 
 from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.core.segment import next_segment, root_key
-from latentsync_ray.latentsync.inputs import ready_inputs
+from latentsync_ray.core.course import Course
+from latentsync_ray.core.training import code_fingerprint, load_training
+from latentsync_ray.core.trial_recipe import TrialRecipe
 
 pytestmark = pytest.mark.slow
 
@@ -26,18 +27,17 @@ GRID = {
 def enumerate_keys(space: Path, trials: list[dict[str, str]]) -> set[str]:
     """The keys of all segments, from nothing but the recipe and each trial's parameters and lengths."""
     search, recipe = load_search(space, [])
-    recipe, fingerprints = ready_inputs(recipe)
+    fingerprints = code_fingerprint(load_training(recipe.training))
     keys = set()
     for trial in trials:
-        own = with_overrides(recipe, {name: float(trial[name]) for name in search.param_space if name.endswith("lr")})
-        segment = None
-        while True:
-            end = segment.end_step if segment else 0
-            if end >= int(trial["global_step"]):
-                break
-            leave = trial["transition_step"] != "" and end == int(trial["transition_step"])
-            segment = next_segment(own, root_key(own, fingerprints), segment, leave)
+        values = {name: float(trial[name]) for name in search.param_space if name.endswith("lr")}
+        values["transition.at_step"] = int(trial["transition_step"] or 16)
+        own = TrialRecipe.of(with_overrides(recipe, values))
+        course = Course(own, own.root_key(fingerprints))
+        while course.last is None or course.last.end_step < int(trial["global_step"]):
+            segment = course.next()
             assert segment is not None
+            course.passed(segment, {})
             keys.add(segment.key)
     return keys
 

@@ -1,40 +1,83 @@
 """A two-stage training that costs nothing, for tests of everything around it.
 
 Its state is one weight that mixes in every hyperparameter and step, so that a wrong parent, step, stage or learning
-rate shows in every later metric. `model:` settings make it slow, or make it fail.
+rate shows in every later metric. `model:` settings make it slow, or fail: with `nan_above` (`explode_above`) 1
+the loss is nan (100 times as high) once the stage's steps times the learning rate are above 1, so that trials with
+other learning rates diverge at other steps.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentsync_ray.config.recipe import StageConfig
-from latentsync_ray.core.training import TrainingSetup
+from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
+from latentsync_ray.core.training import Training, TrainingSetup
+
+WEIGHTS = {"val/recon": 1.0, "val/sync": 0.05, "val/lpips": 0.1, "val/trepa": 10.0}
+FAULTS = {
+    "step_seconds",
+    "fail_at_step",
+    "nan_at_step",
+    "nan_above",
+    "explode_above",
+    "fail_once",
+    "kill_once",
+    "grow",
+}
 
 
-class TrivialTraining:
-    def __init__(self, setup: TrainingSetup):
+@dataclass(frozen=True)
+class Optimizer:
+    """The only hyperparameter."""
+
+    lr: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageConfig):
+    model: dict[str, Any] = field(default_factory=dict)
+    """Faults on request."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+    def complaints(self) -> Iterator[Complaint]:
+        yield from super().complaints()
+        if unknown := set(self.model) - FAULTS:
+            yield "model", f"must not have {sorted(unknown)}", "remove them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStage(Stage, SecondStageConfig):
+    """Stage two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrivialRecipe(Recipe):
+    first_stage: Stage
+    second_stage: SecondStage
+
+    def metrics(self) -> Mapping[str, Metric]:
+        return {"val/objective": Metric(), **{name: Metric() for name in WEIGHTS}}
+
+    def objective(self) -> Mapping[str, float]:
+        return WEIGHTS
+
+
+class TrivialTraining(Training[TrivialRecipe]):
+    recipe_type = TrivialRecipe
+
+    def __init__(self, setup: TrainingSetup[TrivialRecipe]):
         self.setup = setup
-
-    @staticmethod
-    def check(config: StageConfig, start: str | None) -> None:
-        unknown = set(config.model) - {
-            "step_seconds",
-            "fail_at_step",
-            "nan_at_step",
-            "fail_once",
-            "kill_once",
-            "grow",
-        }
-        if unknown:
-            raise ValueError(f"unknown settings {sorted(unknown)}")
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         self.stage, self.config = stage, config
@@ -48,6 +91,9 @@ class TrivialTraining:
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
         time.sleep(self.config.model.get("step_seconds", 0))
         self._maybe_fail(global_step)
+        self._reached = stage_step + 1
+        if self._reached * self.config.optimizer.lr > self.config.model.get("nan_above", math.inf):
+            raise FloatingPointError(f"step {global_step}: the recon loss is nan")
         gradient = torch.sin(self.weight * 3 + global_step * 0.7 + stage_step * 1.3 + len(self.stage))
         if self.setup.world_size > 1:
             dist.all_reduce(gradient)
@@ -57,6 +103,8 @@ class TrivialTraining:
 
     def validate(self) -> dict[str, float]:
         recon = float(torch.exp(-self.weight.abs()) + 0.1) * self.config.model.get("grow", 1)
+        if self._reached * self.config.optimizer.lr > self.config.model.get("explode_above", math.inf):
+            recon *= 100
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
 
     def preview(self) -> Tensor:

@@ -18,7 +18,7 @@ from latentsync_ray.config.domains import Choice
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.latentsync.data.clips import PreparedClips
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.stage import Stages
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -72,7 +72,7 @@ def test_the_flops_of_a_step_are_those_of_one_that_is_taken(monkeypatch: pytest.
     gpu = import_module("gpu")
     recipe = gpu.make_inputs(gpu.SMALL, load_recipe(gpu.CONFIGS / "demo"), tmp_path)
     config = replace(recipe.second_stage, batch_size=2)
-    training = LatentSyncTraining(gpu._setup(recipe, PreparedClips.open(recipe.data.folder), torch.device("cpu")))
+    training = Stages(gpu._setup(recipe, PreparedClips.open(recipe.data.folder), torch.device("cpu")))
     training.build("second_stage", config, None, "")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         training.step(0, 0)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import next_segment
+from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.export import main
 from latentsync_ray.latentsync.models.interop import read_weights
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
+from latentsync_ray.planning.simulation import PlannedTrial
 from latentsync_ray.report.trials import TrialLog, write_trials
 from latentsync_ray.store import Store
 
@@ -22,12 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A finished search with two trials, one of which was stopped in stage one."""
-    recipe, store = load_recipe(ROOT / "configs" / "demo"), Store(str(tmp_path / "store"))
-    segment, keys = None, []
-    for seed, stage in enumerate(("first_stage", "second_stage")):
+    steps = {"transition.min_step": 40, "transition.at_step": 40, "transition.plateau": None}
+    recipe, store = load_recipe(ROOT / "configs" / "demo", steps), Store(str(tmp_path / "store"))
+    keys = []
+    for seed, segment in enumerate(list(PlannedTrial(0, TrialRecipe.of(recipe), "0" * 64).walk())[:2]):
         torch.manual_seed(seed)
-        segment = next_segment(recipe, "0" * 64, segment, stage == "second_stage")
-        assert segment is not None and segment.stage == stage
         unet = UNet3DConditionModel(**segment.config["model"])
         state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
         store.publish(segment.key, {"segment": segment.to_dict()}, {**state, "optimizer.x": torch.zeros(1)})

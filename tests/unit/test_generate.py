@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe, recipe_files
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import next_segment
+from latentsync_ray.core.course import first_stage_segments
+from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.generate import main
-from latentsync_ray.latentsync.data.media import Clip, face_mask, read_clip, resize_mask, write_clip
+from latentsync_ray.latentsync.data.aligned import read_clip
+from latentsync_ray.latentsync.data.media import Clip, face_mask, resize_mask, write_clip
 from latentsync_ray.latentsync.data.synthetic import synthetic_clips
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
@@ -29,10 +31,9 @@ TRAINED_ON, HELD_OUT = "speaker0/00", "speaker1/00"
 
 def search_over(folder: Path, overrides: dict[str, object]) -> Path:
     """The results of a search of one trial, whose UNet is new."""
-    recipe, _ = ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides))
     store, results = Store(str(folder / "store")), "searches/demo-1234"
-    segment = next_segment(recipe, "0" * 64, None, False)
-    assert segment is not None
+    recipe = ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides), store).recipe
+    (segment,) = first_stage_segments(TrialRecipe.of(recipe), "0" * 64, 1)
     torch.manual_seed(0)
     unet = UNet3DConditionModel(**segment.config["model"])
     state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from latentsync_ray.config.recipe import ComponentsConfig, UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.init import main
+from latentsync_ray.latentsync.config import ComponentsConfig
 from latentsync_ray.shipped import shipped_files
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,7 @@
 """Preparing clips with small random networks, and with the real ones where they are."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +14,10 @@ from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import PreparedClips, _draw_ref_start, keyed_generator
-from latentsync_ray.latentsync.data.media import (
-    Clip,
-    face_mask,
-    from_pcm,
-    mel_spectrogram,
-    read_clip,
-    resize_frame,
-    to_pixels,
-)
+from latentsync_ray.latentsync.data.media import Clip, face_mask, from_pcm, mel_spectrogram, resize_frame, to_pixels
 from latentsync_ray.latentsync.models.autoencoder import encode_latents, load_autoencoder
 from latentsync_ray.latentsync.preparation.encode import AudioEncoder
 from latentsync_ray.latentsync.preparation.prepare import held_out, prepare
@@ -245,11 +239,23 @@ def test_the_split_is_by_pattern_or_about_every_fifth() -> None:
         held_out(["a"], [])
 
 
-def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
-    for path in ("a/x.mp4", "b/x.MP4", "b/deep/x.mp4", "x.mp4", "x.wav", "notes.txt"):
+def test_videos_are_found_and_hidden_files_and_links_are_not(tmp_path: Path) -> None:
+    videos = ("a/x.mp4", "b/x.MP4", "b/deep/x.mov", "x.mp4", "y.mkv", "z.webm", "zz.avi")
+    for path in (*videos, "x.wav", "notes.txt", ".hidden.mp4", "a/._x.mp4", ".folder/x.mp4"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
-    assert [clip.name for clip in find_sources(tmp_path)] == ["a/x", "b/deep/x", "b/x", "x"]
+        (tmp_path / path).write_text(path)
+    (tmp_path / "a" / "again.mp4").symlink_to(tmp_path / "x.mp4")
+    (tmp_path / "b" / "hard.mp4").hardlink_to(tmp_path / "y.mkv")
+    undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.mp4")
+    Path(undecodable).write_text("other")
+    sources, notices = find_sources(tmp_path)
+    names = [source.name for source in sources]
+    assert sorted(names) == ["\\xff\\xe9", "a/x", "b/deep/x", "b/hard", "b/x", "x", "z", "zz"]
+    assert undecodable in [source.path for source in sources]
+    assert notices == [
+        f"skipped {tmp_path}/y.mkv: is the same file as {tmp_path}/b/hard.mp4",
+        f"skipped {tmp_path}/a/again.mp4: is the same file as {tmp_path}/x.mp4",
+    ]
     with pytest.raises(UserError, match=r"notes\.txt: must be a folder"):
         find_sources(tmp_path / "notes.txt")
     (tmp_path / "none").mkdir()

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.media import (
     audio_windows,
     first_mel_column,

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.faces import Points
 from latentsync_ray.latentsync.data.media import FPS, Bytes
 
@@ -97,3 +97,22 @@ class FaceMesh:
         (mesh,) = self._getter.get_proto_list(self._found[0])
         height, width = frame.shape[:2]
         return np.array([(vertex.x * width, vertex.y * height) for vertex in mesh.landmark])
+
+
+def has_small_face(frame: Bytes, models: Path | None = None) -> bool:
+    """Tells whether a frame shows a face that is too small for `FaceMesh`, by looking at parts of it.
+
+    MediaPipe looks for faces in a picture of 128 x 128 pixels, so it finds none below a tenth of a frame's width.
+
+    Args:
+        frame: uint8 (H, W, 3), RGB.
+        models: as `FaceMesh` takes it.
+    """
+    for parts in (2, 4):
+        side = max(frame.shape[:2]) // parts
+        rows, columns = (range(0, max(1, length - side // 2), max(1, side // 2)) for length in frame.shape[:2])
+        with FaceMesh(models) as face_mesh:
+            tiles = (frame[row : row + side, column : column + side] for row in rows for column in columns)
+            if any(face_mesh(np.ascontiguousarray(tile)) is not None for tile in tiles):
+                return True
+    return False

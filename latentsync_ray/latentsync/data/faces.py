@@ -13,6 +13,7 @@ from PIL import Image
 from latentsync_ray.latentsync.data.media import FPS, Bytes
 
 Points = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 # Where left eyebrow, right eyebrow and nose are to lie on a canvas of this width and height.
 TEMPLATE = ((17.0, 20.0), (58.0, 20.0), (37.5, 40.0))
@@ -37,6 +38,9 @@ THUMBNAIL_STEP = 16
 
 MIN_CLIP_FRAMES, MAX_CLIP_FRAMES = FPS, 10 * FPS
 
+MIN_MASKED_INSIDE, MIN_INSIDE = 0.98, 0.9
+"""Share of the masked region, and of the whole cut-out, that must lie inside the picture. What does not is grey."""
+
 
 def anchors(mesh: Points) -> Points:
     """Reduces a face mesh (478, 2) to the three points (3, 2) that the alignment holds on to."""
@@ -53,7 +57,7 @@ def is_cut(before: npt.NDArray[np.int16], after: npt.NDArray[np.int16]) -> bool:
     return before.shape != after.shape or float(np.abs(after - before).mean()) > MAX_CHANGE
 
 
-def stretches(points: Points, cuts: npt.NDArray[np.bool_]) -> list[range]:
+def stretches(points: Points, cuts: Mask) -> list[range]:
     """Chooses the frames that become clips: one face, one scene, from 1 to 10 seconds.
 
     Args:
@@ -76,11 +80,11 @@ def stretches(points: Points, cuts: npt.NDArray[np.bool_]) -> list[range]:
     return runs
 
 
-def _is_steady(points: Points) -> npt.NDArray[np.bool_]:
+def _is_steady(points: Points) -> Mask:
     """Tells of (N, 3, 2) for each frame but the first whether it shows the face of the one before; (N - 1,)."""
     distance = np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
     moved = np.linalg.norm(np.diff(points, axis=0), axis=2).max(axis=1)
-    steady: npt.NDArray[np.bool_] = moved <= MAX_JUMP * distance[:-1]  # never for NaN
+    steady: Mask = moved <= MAX_JUMP * distance[:-1]  # never for NaN
     return steady
 
 
@@ -124,6 +128,26 @@ def alignment(points: Points, resolution: int) -> Points:
     """Finds the transform (2, 3) that takes a face's three points (3, 2) to the template, stretched to a square."""
     stretch = resolution / np.array(CANVAS)
     return similarity_transform(points, np.array(TEMPLATE)) * stretch[:, None]
+
+
+def lies_inside(transform: Points, size: tuple[int, int], mask: Mask) -> bool:
+    """Tells whether enough of a cut-out, above all of what is to be generated, lies inside the picture.
+
+    Args:
+        transform: (2, 3), from the picture's coordinates to the cut-out's.
+        size: height and width of the picture.
+        mask: (R, R) of the cut-out, True where it is to be generated.
+    """
+    resolution, (height, width) = len(mask), size
+    matrix = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
+    ends = np.array([0, resolution])
+    centres = np.arange(resolution) + 0.5
+    for places in (ends, centres):  # the corners are enough where all of them lie inside
+        x, y = (row[0] * places[None, :] + row[1] * places[:, None] + row[2] for row in matrix)
+        inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+        if inside.all():
+            return True
+    return bool(inside[mask].mean() >= MIN_MASKED_INSIDE and inside.mean() >= MIN_INSIDE)
 
 
 def warp(frame: Bytes, transform: Points, resolution: int) -> Bytes:

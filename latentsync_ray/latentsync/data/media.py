@@ -5,12 +5,8 @@ spectrogram is Wav2Lip's (https://github.com/Rudrabha/Wav2Lip, hparams.py and au
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -20,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -46,9 +42,6 @@ AUDIO_STATES_BEFORE, AUDIO_STATES_AFTER = 4, 4
 # The box around the part of a face that is to be generated, in pixels of a 256x256 picture, ends excluded.
 MASK_ROWS, MASK_COLUMNS, MASK_RESOLUTION = (95, 243), (9, 248), 256
 
-# Picture that a file may lack at its end, against the length it claims, before it counts as truncated.
-TRUNCATION_TOLERANCE_SECONDS = 0.2
-
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -58,150 +51,17 @@ class Clip:
         name: what it is called in a prepared set, such as "speaker3/00".
         frames: uint8 (F, H, W, 3), RGB, 25 a second.
         wave: float32 (640 * F,) in [-1, 1], mono, 16 kHz, beginning with frame 0.
+        warnings: what may be wrong with it, for its owner (`data.quality`).
     """
 
     name: str
     frames: Bytes
     wave: Floats
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.frames.dtype == np.uint8 and self.frames.ndim == 4 and self.frames.shape[3] == 3
         assert self.wave.dtype == np.float32 and self.wave.shape == (SAMPLES_PER_FRAME * len(self.frames),)
-
-
-def read_clip(path: Path, resolution: int | None = None) -> Clip:
-    """Reads a video with sound, resampled to 25 frames a second and 16 kHz mono.
-
-    What is longer, picture or sound, is cut.
-
-    Args:
-        path: a file that FFmpeg can read; its sound is what `read_wave` finds.
-        resolution: height and width to resize each frame to as it is decoded; None leaves them as they are.
-
-    Returns:
-        The clip, named by the file's stem.
-
-    Raises:
-        UserError: if the file cannot be read, lacks picture or sound, or ends before the length it claims.
-    """
-    wave = read_wave(path)
-    frames = [pixels if resolution is None else resize_frame(pixels, resolution) for pixels in read_frames(path)]
-    num_frames = min(len(frames), len(wave) // SAMPLES_PER_FRAME)
-    if num_frames == 0:
-        raise UserError(f"{path}: picture and sound have less than one frame (1/{FPS} s) in common; remove it")
-    return Clip(path.stem, np.stack(frames[:num_frames]), wave[: num_frames * SAMPLES_PER_FRAME])
-
-
-def read_frames(path: Path) -> Iterator[Bytes]:
-    """Decodes a video frame by frame, resampled to 25 a second and turned as it is to be shown.
-
-    Args:
-        path: a file that FFmpeg can read.
-
-    Yields:
-        uint8 (H, W, 3), RGB.
-
-    Raises:
-        UserError: if the file cannot be read or lacks a picture; at the end, if that comes before the length that
-            the file claims.
-    """
-    with _reading(path), av.open(str(path)) as container:
-        stream = _video_stream(path, container)
-        graph = av.filter.Graph()
-        source, sink = graph.add_buffer(template=stream), graph.add("buffersink")
-        graph.link_nodes(source, graph.add("fps", str(FPS)), sink).configure()
-
-        first_pts = last_pts = None
-        quarter_turns = 0
-        for frame in chain(container.decode(stream), [None]):
-            graph.push(frame)
-            if frame is not None and frame.pts is not None:
-                first_pts, last_pts = frame.pts if first_pts is None else first_pts, frame.pts
-                quarter_turns = round(frame.rotation / 90)  # counterclockwise, as telephones note it
-            while True:
-                try:
-                    pixels = graph.pull().to_ndarray(format="rgb24")
-                except (av.BlockingIOError, av.EOFError):
-                    break
-                yield np.ascontiguousarray(np.rot90(pixels, quarter_turns))
-
-        if first_pts is None:
-            raise UserError(f"{path}: has no picture that can be decoded; convert it again or remove it")
-        seconds = float((last_pts - first_pts) * stream.time_base) + 1 / FPS
-        claimed_seconds = float((stream.duration or 0) * stream.time_base)
-        if seconds < claimed_seconds - TRUNCATION_TOLERANCE_SECONDS:
-            raise UserError(
-                f"{path}: is truncated, {seconds:.2f} s of picture where {claimed_seconds:.2f} s are claimed"
-                "; convert it again or remove it"
-            )
-
-
-def read_wave(path: Path) -> Floats:
-    """Reads the sound of a video, resampled to 16 kHz mono, from the video's first frame on.
-
-    A .wav of the same stem beside the video, where there is one, gives the sound in place of the video's own, and
-    begins with its first frame.
-
-    Returns:
-        float32 (N,) in [-1, 1].
-
-    Raises:
-        UserError: if the file cannot be read, or lacks picture or sound.
-    """
-    wav = path.with_suffix(".wav")
-    with _reading(path):
-        frames_start_seconds = _first_frame_seconds(path)
-        if wav != path and wav.is_file():
-            return _decode_wave(wav)[0]
-        wave, wave_start_seconds = _decode_wave(path)
-    shift = round((wave_start_seconds - frames_start_seconds) * SAMPLE_RATE)
-    return np.pad(wave, (shift, 0)) if shift > 0 else wave[-shift:]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Says of what FFmpeg cannot read that the file is at fault."""
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as video with sound ({reason}); convert it again or remove it"
-        ) from error
-
-
-def _video_stream(path: Path, container: Any) -> Any:
-    if not container.streams.video:
-        raise UserError(f"{path}: has no video; remove it")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = torch.get_num_threads()  # Ray gives each task its share
-    return stream
-
-
-def _first_frame_seconds(path: Path) -> float:
-    with av.open(str(path)) as container:
-        for frame in container.decode(_video_stream(path, container)):
-            if frame.pts is not None:
-                return float(frame.pts * frame.time_base)
-    raise UserError(f"{path}: has no picture that can be decoded; convert it again or remove it")
-
-
-def _decode_wave(path: Path) -> tuple[Floats, float]:
-    """Returns the first audio stream as a mono wave at 16 kHz, and the time of its first sample."""
-    pieces: list[Floats] = []
-    start_seconds = None
-    with av.open(str(path)) as container:
-        if not container.streams.audio:
-            raise UserError(f"{path}: has no sound; add it, or lay a .wav of the same stem beside it")
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        for frame in container.decode(audio=0):
-            start_seconds = frame.time if start_seconds is None else start_seconds
-            pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-        pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    if not pieces:
-        raise UserError(f"{path}: has no sound that can be decoded; convert it again or remove it")
-    return np.concatenate(pieces), start_seconds or 0.0
 
 
 def write_clip(path: Path, clip: Clip) -> None:
@@ -279,7 +139,7 @@ def read_mask(path: Path, resolution: int) -> Tensor:
         UserError: if the file is no picture, or all of it is white or black.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     except (av.FFmpegError, OSError, StopIteration, IndexError) as error:
         raise UserError(f"{path}: cannot be read as a picture of a mask; give a PNG in black and white") from error

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny

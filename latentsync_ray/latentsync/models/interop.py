@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
+from latentsync_ray.latentsync.models.tensors import read_tensors, readable_reason
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 
 OFFICIAL_SUFFIXES = (".pt", ".pth", ".ckpt")
@@ -24,29 +22,23 @@ def read_weights(source: str, device: str = "cpu") -> dict[str, Tensor]:
 
     Args:
         source: An official checkpoint, `{"global_step": int, "state_dict": {name: tensor}}` (LatentSync,
-            scripts/train_unet.py); a .safetensors file; or a folder or hub id of diffusers' `save_pretrained`.
-        device: `meta` for names and shapes alone; of an official checkpoint only these are then read.
+            scripts/train_unet.py); a state dict alone (diffusers' .bin, a .safetensors file); or a folder or hub id
+            of diffusers' `save_pretrained`.
+        device: `meta` for names and shapes alone; of a checkpoint in torch's zip format only these are then read.
 
     Raises:
         UserError: There is no such file, or it is something else. A file is never unpickled.
     """
-    path, remedy = Path(source), "name an official checkpoint or a UNet folder"
     try:
-        if path.suffix in OFFICIAL_SUFFIXES:
-            content = torch.load(path, map_location=device, weights_only=True, mmap=True)
-            weights = content.get("state_dict") if isinstance(content, dict) else None
-            if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-                raise UserError(
-                    f"components.unet: must hold `global_step` and `state_dict`, {source} does not; {remedy}"
-                )
-            return weights
-        if path.suffix == ".safetensors":
-            return {name: tensor.to(device) for name, tensor in load_file(path).items()}
+        if Path(source).suffix.lower() in (*OFFICIAL_SUFFIXES, ".bin", ".safetensors"):
+            return read_tensors(Path(source), device)
         unet = load_pretrained(UNet3DConditionModel, source, exact=True)
-        return {name: tensor.to(device) for name, tensor in unet.state_dict().items()}
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"components.unet: {source} cannot be read ({reason}); {remedy}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = readable_reason(error)
+        raise UserError(
+            f"components.unet: {source} cannot be read ({reason}); name an official checkpoint or a UNet folder"
+        ) from None
+    return {name: tensor.to(device) for name, tensor in unet.state_dict().items()}
 
 
 def write_official(path: Path, state_dict: Mapping[str, Tensor], global_step: int) -> None:

@@ -1,43 +1,73 @@
-"""Tensors by name from published files."""
+"""Tensors by name from files of torch and safetensors, none of which is unpickled."""
 
 import pickle
+import re
+import textwrap
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 
 _MOST_NAMES = 4
+_PARALLEL_PREFIX = "module."
+"""What torch's DataParallel puts before each name."""
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Reads a state dict from a .safetensors file, or from a file of `torch.save`, which is never unpickled.
+def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Reads a state dict, without what torch's DataParallel puts before each name.
 
-    A file of `torch.save` holds the state dict itself, or has it under `state_dict`, as LatentSync writes it.
+    Args:
+        file: A .safetensors file, or one of `torch.save` that holds a state dict, or one under `state_dict`, as
+            LatentSync writes it.
+        device: `meta` for names and shapes alone; of a file in torch's zip format only these are then read.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        ValueError: The file cannot be read, or holds something else; says why in one line.
     """
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; correct the name")
     try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # its own text advises to unpickle
-        rule = "must be a file of torch.save that holds tensors and plain values alone"
-        raise UserError(f"{file}: {rule}, and is something else; take the published file") from None
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split()) or "it is empty"
-        raise UserError(f"{file}: must be a whole file of tensors ({reason}); download it again") from None
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise UserError(f"{file}: must hold tensors by name, holds something else; take the published file")
-    return state_dict
+        if file.suffix.lower() == ".safetensors":
+            weights: Any = {name: tensor.to(device) for name, tensor in load_file(file).items()}
+        else:
+            is_zip = zipfile.is_zipfile(file)  # which torch writes since 1.6; what is older cannot be mapped
+            content = torch.load(file, map_location=device, weights_only=True, mmap=is_zip)
+            weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(readable_reason(error)) from None
+    if not weights or not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise ValueError("it must hold `global_step` and `state_dict`, or tensors alone, and does not")
+    if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
+        return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    return dict(weights)
+
+
+def read_published(file: Path) -> dict[str, Tensor]:
+    """`read_tensors` of a file that was downloaded.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    try:
+        return read_tensors(file)
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read ({error}); take the published file") from None
+
+
+def readable_reason(error: Exception) -> str:
+    """What is wrong, without torch's advice to unpickle the file, and without what formats a terminal."""
+    text = str(error)
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return f"it holds a {found[1]} beside tensors, texts and numbers, and unpickling that may run code"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no checkpoint that torch has saved, or is damaged"
+    words = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    return textwrap.shorten(words, 400, placeholder=" ...") or type(error).__name__
 
 
 def check_shapes(file: Path, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str) -> None:

@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.logging import disable_progress_bar
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.clips import FORMAT, ClipRecord, Index, save_clip
 from latentsync_ray.latentsync.data.media import (
     AUDIO_STATES_PER_SECOND,

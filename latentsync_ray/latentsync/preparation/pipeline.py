@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from torch import Tensor
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import ClipRecord
+from latentsync_ray.latentsync.data.container import printable
 from latentsync_ray.latentsync.data.footage import read_footage
-from latentsync_ray.latentsync.data.media import Clip, read_clip
+from latentsync_ray.latentsync.data.media import Clip, face_mask, read_mask
 from latentsync_ray.latentsync.preparation.encode import ClipEncoder
 
 MAX_ATTEMPTS = 3
@@ -26,7 +30,10 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Source:
-    """A file to prepare: what clips of it are to be called, where it is, and a key that names its contents."""
+    """A file to prepare: what clips of it are to be called, where it is, and a key that names its contents.
+
+    The path may hold bytes that are not UTF-8, as `os.fsdecode` gives them; the name may not.
+    """
 
     name: str
     path: str
@@ -44,15 +51,24 @@ class Settings:
     raw: bool
     face_models: Path | None
 
+    def drawn_mask(self) -> Tensor:
+        """Returns the mask, (resolution, resolution) of 1 = kept and 0 = to be generated.
+
+        Raises:
+            UserError: if its file is no mask.
+        """
+        return face_mask(self.resolution) if self.mask is None else read_mask(self.mask, self.resolution)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one of the `num_clips` clips of a source: a record, or the reason why it is left out."""
+    """What became of one of the `num_clips` clips of a source: a record and warnings, or why it is left out."""
 
     source: str
     num_clips: int
     clip: ClipRecord | None
     reason: str
+    warnings: list[str]
 
 
 def encode_files(
@@ -79,7 +95,8 @@ def encode_files(
     have = ray.cluster_resources()
     num_cpus, num_gpus = max(1, int(have.get("CPU", 1))), int(have.get("GPU", 0))
 
-    rows = [dataclasses.asdict(source) for source in sources]
+    # Arrow's text is UTF-8, paths may be anything.
+    rows = [{"name": source.name, "path": os.fsencode(source.path), "key": source.key} for source in sources]
     # A block for each file, so that what dies over one takes no other with it.
     clips = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
         read_source,
@@ -102,39 +119,43 @@ def encode_files(
     )
     for row in outcomes.iter_rows():
         record = ClipRecord(**json.loads(row["clip"])) if row["clip"] else None
-        yield Outcome(row["source"], row["num_clips"], record, row["reason"])
+        yield Outcome(row["source"], row["num_clips"], record, row["reason"], json.loads(row["warnings"]))
 
 
 def read_source(source: dict[str, Any], *, settings: Settings, attempts: Path) -> Iterator[dict[str, Any]]:
     """Reads the clips of a source, one at a time.
 
     Yields:
-        source, num_clips, reason: as in `Outcome`; frames and wave hold nothing where there is a reason.
+        source, num_clips, reason, warnings: as in `Outcome`, warnings as JSON; frames and wave hold nothing where
+            there is a reason.
         name: the clip's.
         frames, wave: the bytes of a `Clip`'s.
     """
-    path = Path(source["path"])
+    path, num_read = Path(os.fsdecode(source["path"])), 0
     try:
         _begin(attempts / source["key"], path)
         if settings.raw:
-            num_clips, clips = read_footage(path, settings.resolution, settings.face_models)
+            generated = settings.drawn_mask().numpy() == 0
+            num_clips, clips = read_footage(path, settings.resolution, generated, settings.face_models)
         else:
             num_clips, clips = 1, iter([read_clip(path, settings.resolution)])
         for clip in clips:
             name = f"{source['name']}/{clip.name}" if settings.raw else source["name"]
-            yield _row(source["key"], num_clips, "", name, clip.frames.tobytes(), clip.wave.tobytes())
+            yield _row(source["key"], num_clips, "", name, clip)
+            num_read += 1
     except UserError as error:
-        yield _row(source["key"], 1, str(error), "", b"", b"")
+        yield _row(source["key"], num_read + 1, printable(str(error)), "", None)
 
 
-def _row(source: str, num_clips: int, reason: str, name: str, frames: bytes, wave: bytes) -> dict[str, Any]:
+def _row(source: str, num_clips: int, reason: str, name: str, clip: Clip | None) -> dict[str, Any]:
     return {
         "source": source,
         "num_clips": num_clips,
         "reason": reason,
+        "warnings": json.dumps(clip.warnings if clip else ()),
         "name": name,
-        "frames": frames,
-        "wave": wave,
+        "frames": clip.frames.tobytes() if clip else b"",
+        "wave": clip.wave.tobytes() if clip else b"",
     }
 
 
@@ -147,7 +168,7 @@ class EncodeClip:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Encodes a row of `read_source`; gives an `Outcome` with its clip's record as JSON, empty if left out."""
-        outcome = {"source": row["source"], "num_clips": row["num_clips"], "clip": "", "reason": row["reason"]}
+        outcome = {key: row[key] for key in ("source", "num_clips", "reason", "warnings")} | {"clip": ""}
         if row["reason"]:
             return outcome
         key = digest([row["source"], row["name"]])

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import ClipRecord, Index, PreparedClips
 from latentsync_ray.latentsync.data.media import Clip
 from latentsync_ray.latentsync.preparation.encode import ClipEncoder

@@ -6,7 +6,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,35 +17,53 @@ from rich.console import Console
 from rich.progress import Progress
 
 from latentsync_ray.cluster.connection import cluster
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import digest
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import ClipRecord, PreparedClips
+from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES, printable
 from latentsync_ray.latentsync.preparation.encode import ClipEncoder
 from latentsync_ray.latentsync.preparation.pipeline import Outcome, Settings, Source, encode_files, write_json
 from latentsync_ray.latentsync.preparation.prepare import held_out, is_prepared, publish, stderr_console
 
+PROGRESS_SECONDS = 15.0
+"""How often progress is told where the output is no terminal."""
 
-def find_sources(folder: Path) -> list[Source]:
-    """Finds the .mp4 files in a folder and below, each named by its relative path without the suffix.
 
-    Their keys are made of names, sizes and times of change, as make and rsync tell files apart: reading terabytes
-    before a run can go on would take hours.
+def find_sources(folder: Path) -> tuple[list[Source], list[str]]:
+    """Finds the videos in a folder and below, each named by its relative path without the suffix.
+
+    What is hidden is skipped, and so is another link to a video that is there already, which might else be both
+    trained and validated on.
+
+    Keys are made of names, sizes and times of change, as make and rsync tell files apart: reading terabytes before
+    a run can go on would take hours.
+
+    Returns:
+        The sources, and a line about each link that is skipped.
 
     Raises:
         UserError: if it is no folder, or holds none.
     """
+    kinds = " ".join(VIDEO_SUFFIXES)
     if not folder.is_dir():
-        raise UserError(f"{folder}: must be a folder of .mp4 files, is none; give another")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() == ".mp4" and path.is_file()]
+        raise UserError(f"{folder}: must be a folder of {kinds} files, is none; give another")
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
-        raise UserError(f"{folder}: no .mp4 in it or below; give the folder that holds the videos")
-    sources = []
-    for path in sorted(paths):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        raise UserError(f"{folder}: no {kinds} in it or below; give the folder that holds the videos")
+    sources: list[Source] = []
+    notices: list[str] = []
+    seen: dict[tuple[int, int], Path] = {}
+    for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):
         stats = [file.stat() for file in (path, path.with_suffix(".wav")) if file.is_file()]
-        key = digest([path.relative_to(folder).as_posix(), *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
-        sources.append(Source(name, str(path.absolute()), key))
-    return sources
+        first = seen.setdefault((stats[0].st_dev, stats[0].st_ino), path)
+        if first != path:
+            notices.append(f"skipped {printable(path)}: is the same file as {printable(first)}")
+            continue
+        place = path.relative_to(folder)
+        key = digest([printable(place), *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
+        sources.append(Source(printable(place.with_suffix("")), str(path.absolute()), key))
+    return sorted(sources, key=lambda source: source.path), notices
 
 
 @dataclass
@@ -52,13 +73,21 @@ class Progressed:
     num_clips: int
     clips: list[ClipRecord] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
-        """Takes note of one of its clips."""
+    def add(self, outcome: Outcome) -> list[str]:
+        """Takes note of one of its clips. Returns what is to be said of it."""
+        self.num_clips = min(self.num_clips, outcome.num_clips)  # fewer, where reading has failed on the way
         if outcome.clip is None:
             self.left_out.append(outcome.reason)
-        else:
-            self.clips.append(outcome.clip)
+            return [f"left out {outcome.reason}"]
+        self.clips.append(outcome.clip)
+        self.warnings += [f"{outcome.clip.name}: {warning}" for warning in outcome.warnings]
+        return [f"warning: {outcome.clip.name}: {warning}" for warning in outcome.warnings]
+
+    def said(self) -> list[str]:
+        """What there is to be said of it, a line each."""
+        return [f"left out {reason}" for reason in self.left_out] + [f"warning: {text}" for text in self.warnings]
 
     @property
     def is_complete(self) -> bool:
@@ -100,7 +129,7 @@ class WorkFolder:
         try:
             values = json.loads((self._sources / f"{source.key}.json").read_text())
             clips = [ClipRecord(**clip) for clip in values["clips"]]
-            done = Progressed(values["num_clips"], clips, values["left_out"])
+            done = Progressed(values["num_clips"], clips, values["left_out"], values["warnings"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return done if all((self.set / clip.file).is_file() for clip in clips) else None
@@ -165,11 +194,11 @@ def prepare_files(
     done = {source.key: progressed for source in sources if (progressed := work.read(source)) is not None}
     if done:
         console.print(f"{len(done)} of {len(sources)} files were done before")
-    for reason in (reason for progressed in done.values() for reason in progressed.left_out):
-        console.print(f"left out {reason}")
+    for line in (line for progressed in done.values() for line in progressed.said()):
+        console.print(line)
     missing = [source for source in sources if source.key not in done]
     if missing:
-        with _no_warnings_of_restarts(), cluster():
+        with _quiet_cluster():
             done |= _encode(missing, settings, work, console)
 
     records = [clip for progressed in done.values() for clip in progressed.clips]
@@ -183,15 +212,57 @@ def prepare_files(
 
 
 @contextlib.contextmanager
-def _no_warnings_of_restarts() -> Iterator[None]:
-    """Ray would warn of every actor that Ray Data is ready to start again; it reads the level when it is started."""
+def _quiet_cluster() -> Iterator[None]:
+    """Starts or joins Ray without what its backend says on standard error.
+
+    It would warn of every actor that Ray Data is ready to start again. A variable turns this off, which Ray announces
+    in a line of its own as it starts. That line is dropped, whatever else is said meanwhile is passed on.
+    """
     set_before = "RAY_BACKEND_LOG_LEVEL" in os.environ
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with contextlib.ExitStack() as stack:
+        try:
+            with _stderr_without(b"Set ray log level from environment variable"):
+                stack.enter_context(cluster())
+            yield
+        finally:
+            if not set_before:
+                del os.environ["RAY_BACKEND_LOG_LEVEL"]
+
+
+@contextlib.contextmanager
+def _stderr_without(text: bytes) -> Iterator[None]:
+    """Keeps back the lines of standard error, of libraries in C++ too, that contain a text."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            os.write(2, b"".join(line for line in said if text not in line))
+
+
+@contextlib.contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Calls a function again and again, from a thread, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        if not set_before:
-            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+        ended.set()
+        thread.join()
 
 
 def _encode(
@@ -199,17 +270,27 @@ def _encode(
 ) -> dict[str, Progressed]:
     """Prepares sources on the cluster, keeping each that is complete. Returns what became of them, by key."""
     progressed: dict[str, Progressed] = {}
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("preparing", total=len(sources))
-        for number, outcome in enumerate(encode_files(sources, settings, work.set, work.records, work.attempts), 1):
+    num_files = num_clips = 0
+
+    def state() -> str:
+        return f"preparing: {num_files} of {len(sources)} files, {num_clips} clips"
+
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        if console.is_terminal:
+            bar = stack.enter_context(Progress(console=console, transient=True))
+            task = bar.add_task(state(), total=len(sources))
+        else:
+            stack.enter_context(every(PROGRESS_SECONDS, lambda: console.print(state())))
+        for outcome in encode_files(sources, settings, work.set, work.records, work.attempts):
             one = progressed.setdefault(outcome.source, Progressed(outcome.num_clips))
-            one.add(outcome)
-            if outcome.reason:
-                console.print(f"left out {outcome.reason}")
+            for line in one.add(outcome):
+                console.print(line)
             if one.is_complete:
                 work.write(outcome.source, one)
-                progress.advance(task)
-            progress.update(task, description=f"preparing: {number} clips")
+            num_files, num_clips = num_files + one.is_complete, num_clips + 1
+            if bar is not None:
+                bar.update(task, completed=num_files, description=state())
     for source in sources:
         one = progressed.setdefault(source.key, Progressed(0))
         if not one.num_clips or not one.is_complete:

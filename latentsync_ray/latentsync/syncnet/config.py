@@ -1,12 +1,20 @@
-"""Typed configuration of a SyncNet's training, with the rules of every value; `configfiles` reads it."""
+"""Typed configuration of a SyncNet's training, with the rules of every value, and how it is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from latentsync_ray.config.recipe import Complaint, DataConfig, LRSchedulerConfig, OptimizerConfig
+from latentsync_ray.config.arguments import argument_value, split_argument
+from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.schema import checked, merged, merged_into, nested, resolve_paths
+from latentsync_ray.config.yamlfiles import read_yaml
+from latentsync_ray.latentsync.data.config import DataConfig
+from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
+
+_FOLDERS, _SOURCES = ("data.folder",), ("vae", "audio_encoder")
 
 
 @dataclass(frozen=True)
@@ -84,3 +92,23 @@ class SyncNetConfig:
                 yield name, "must be given, since data.synthetic is", "name a folder or hub id"
         if self.seed < 0:
             yield "seed", "must not be negative", "0 will do"
+
+
+def load_syncnet(file: str | Path, arguments: list[str]) -> SyncNetConfig:
+    """Reads the file of a SyncNet's training, with `key=value` arguments applied.
+
+    Raises:
+        UserError: The file is missing, an argument is no `key=value`, or a value breaks a rule.
+    """
+    file = Path(file)
+    node = merged(SyncNetConfig, read_yaml(file), {"": file})
+    resolve_paths(node, file.parent, _FOLDERS, _SOURCES)
+    config = checked(SyncNetConfig, node, {"": file})
+    if not arguments:
+        return config
+    for argument in arguments:
+        key, text = split_argument(argument)
+        value = argument_value(SyncNetConfig, key, text, key)
+        node = merged_into(node, nested(key, value), {"": Path(f"argument {key}")}, named=True)
+    resolve_paths(node, Path.cwd(), _FOLDERS, _SOURCES)
+    return checked(SyncNetConfig, node, {"": Path("argument")})

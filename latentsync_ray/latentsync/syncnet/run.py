@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.folders import new_folder
-from latentsync_ray.core.segment import digest
+from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns
 from latentsync_ray.latentsync.inputs import drawn_clips, source_fingerprint

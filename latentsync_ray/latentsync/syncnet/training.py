@@ -13,16 +13,21 @@ from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
-from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from latentsync_ray.latentsync.losses import cosine_loss, visual_input
 from latentsync_ray.latentsync.models.autoencoder import Autoencoder, decode_latents, encode_latents, load_autoencoder
+from latentsync_ray.latentsync.optimizer import (
+    build_optimizer,
+    learning_rate,
+    load_moments,
+    moments,
+    set_learning_rate,
+)
 from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 CHUNK_WINDOWS, CHUNK_PICTURES = 16, 16  # so many at a time where no gradient is needed
 
 
@@ -56,24 +61,8 @@ class SyncTraining:
         if self.vae is not None:
             self.vae.to(memory_format=torch.channels_last)  # a third faster, on CPUs too
 
-        settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.syncnet.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            foreach=settings.implementation == "foreach",
-            fused=settings.implementation == "fused",
-        )
-        schedule = config.lr_scheduler
-        # Of the scheduler only the function of the step is used, so that nothing of it has to be stored.
-        self.lr_factor = get_scheduler(
-            schedule.name,
-            self.optimizer,
-            num_warmup_steps=schedule.num_warmup_steps,
-            num_training_steps=schedule.num_training_steps,
-        ).lr_lambdas[0]
+        self.optimizer = build_optimizer(self.syncnet.parameters(), config.optimizer)
+        self.learning_rate = learning_rate(config.optimizer, config.lr_scheduler)
 
         self.network: torch.nn.Module = self.syncnet
         if world_size > 1:
@@ -90,9 +79,8 @@ class SyncTraining:
             FloatingPointError: Embeddings or gradients are not finite; names the step and which.
         """
         config, step = self.config, self.num_steps_taken
-        lr = config.optimizer.lr * float(self.lr_factor(step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self.learning_rate(step)
+        set_learning_rate(self.optimizer, lr)
         num_samples = config.batch_size // config.windows_per_clip
         share = num_samples // self.world_size
         size = share // config.gradient_accumulation_steps
@@ -119,20 +107,14 @@ class SyncTraining:
     def state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, on the CPU: `model.*`, `optimizer.*`, and the steps taken."""
         tensors = {f"model.{name}": tensor for name, tensor in self.syncnet.state_dict().items()}
-        for name, parameter in self.syncnet.named_parameters():
-            for moment, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{moment}"] = value
+        tensors |= dict(moments(self.optimizer, self.syncnet.named_parameters()))
         tensors["num_steps_taken"] = torch.tensor(self.num_steps_taken)
         return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
         self.syncnet.load_state_dict(model_weights(state))
-        on_cpu = self.config.optimizer.implementation != "fused"
-        for name, parameter in self.syncnet.named_parameters():
-            for moment in MOMENTS:
-                device = torch.device("cpu") if moment == "step" and on_cpu else self.device
-                self.optimizer.state[parameter][moment] = state[f"optimizer.{name}.{moment}"].to(device, copy=True)
+        load_moments(self.optimizer, self.syncnet.named_parameters(), state, self.config.optimizer)
         self.num_steps_taken = int(state["num_steps_taken"])
 
     def _loss(self, step: int, indices: Iterable[int]) -> Tensor:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,9 @@ import pytest
 from latentsync_ray.cluster import connection as cluster
 from latentsync_ray.cluster.connection import check_resources, lacking
 from latentsync_ray.config.domains import read_domain
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import Recipe, UserError
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig, WorkersConfig
 
 GIB = 2**30
@@ -91,3 +96,53 @@ def test_a_cluster_that_may_grow_is_waited_for(recipe: Recipe, monkeypatch: pyte
     (warning,) = check_resources(search, recipe)
     assert warning.startswith("workers: a group of 1 needs 1 CPU and 1 GPU")
     assert check_resources(dataclasses.replace(search, workers=WorkersConfig()), recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("ray://host:10001", "RAY_ADDRESS: must be host:port of .* head node, auto or local, got ray://host:10001"),
+        ("nonsense", "RAY_ADDRESS: must be host:port"),
+        ("host:name", "RAY_ADDRESS: must be host:port"),
+        ("127.0.0.1:1", r"RAY_ADDRESS: nobody answers at 127.0.0.1:1 \(.*refused.*\); start that cluster, or unset"),
+        ("127.0.0.1:99999", "RAY_ADDRESS: nobody answers at 127.0.0.1:99999"),
+        ("no-such-host.invalid:6379", "RAY_ADDRESS: nobody answers at no-such-host.invalid:6379"),
+    ],
+)
+def test_an_address_where_no_cluster_is_is_told_at_once(address: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        cluster._check_address(address)
+
+
+def test_so_is_one_that_takes_calls_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"nobody answers at {address} \(timed out\)"):
+            cluster._check_address(address)
+
+
+def test_what_ray_finds_or_starts_itself_is_not_asked() -> None:
+    for address in ("", "auto", "local"):
+        cluster._check_address(address)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RAY_TMPDIR", "", "AF_UNIX path length cannot exceed 107 bytes"),
+        ("RAY_ADDRESS", "127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
+        ("RAY_ADDRESS", "ray://127.0.0.1:1", "got ray://127.0.0.1:1"),
+    ],
+)
+def test_a_command_says_in_one_line_why_it_has_no_cluster(name: str, value: str, said: str, tmp_path: Path) -> None:
+    if name == "RAY_TMPDIR":
+        value = f"{tmp_path}/{'x' * 100}"
+        Path(value).mkdir()
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "latentsync_ray.train", f"{root}/configs/demo", f"storage={tmp_path}/results"]
+    environment = {key: text for key, text in os.environ.items() if key != "RAY_ADDRESS"} | {name: value}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(("error: Ray", "error: RAY_ADDRESS")) and said in done.stderr

@@ -9,25 +9,21 @@ from typing import Any
 import pytest
 
 from latentsync_ray.config.domains import Grid, LogUniform
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import Variants, load_recipe, recipe_files, with_overrides
-from latentsync_ray.config.recipe import (
-    BelowConfig,
-    ComponentsConfig,
-    DataConfig,
-    LossConfig,
-    LRSchedulerConfig,
-    OptimizerConfig,
-    PlateauConfig,
-    Recipe,
-    SecondStageConfig,
-    StageConfig,
-    SyntheticConfig,
-    TransitionConfig,
-    UserError,
-    ValidationConfig,
-)
+from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import BudgetConfig, SearchConfig, TrialSchedulerConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search, search_of_one
+from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.latentsync.config import (
+    ComponentsConfig,
+    LatentSyncSecondStage,
+    LatentSyncStage,
+    LossConfig,
+    ValidationConfig,
+)
+from latentsync_ray.latentsync.data.config import DataConfig, SyntheticConfig
+from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -73,7 +69,7 @@ def recipe(folder: Path) -> Recipe:
 
 
 def test_a_recipe_is_typed_and_its_defaults_are_filled_in(recipe: Recipe) -> None:
-    assert isinstance(recipe.second_stage, SecondStageConfig)
+    assert isinstance(recipe.second_stage, LatentSyncSecondStage)
     assert recipe.transition.plateau == PlateauConfig("val/recon", patience_steps=60, min_delta=0.0, smoothing=0.5)
     assert recipe.first_stage.optimizer == OptimizerConfig(lr=1e-3)
     assert recipe.second_stage.trainable_modules == ("motion_modules.", "attentions.")
@@ -253,13 +249,10 @@ MODEL: dict[str, Any] = {}
         (ValidationConfig(timesteps=()), "timesteps"),
         (ValidationConfig(timesteps=(0, 1000)), "timesteps"),
         (ValidationConfig(mixed_noise_alpha=-0.5), "mixed_noise_alpha"),
-        (PlateauConfig(metric="val/sync_confidence"), "metric"),
-        (PlateauConfig(metric="train/loss"), "metric"),
         (PlateauConfig(patience_steps=0), "patience_steps"),
         (PlateauConfig(min_delta=1.0), "min_delta"),
         (PlateauConfig(min_delta=math.nan), "min_delta"),
         (PlateauConfig(smoothing=1.0), "smoothing"),
-        (BelowConfig(metric="val/sync_confidence"), "metric"),
         (BelowConfig(value=math.nan), "value"),
         (TransitionConfig(max_step=0), "max_step"),
         (TransitionConfig(max_step=20, min_step=40), "min_step"),
@@ -273,14 +266,14 @@ MODEL: dict[str, Any] = {}
         (LRSchedulerConfig(num_warmup_steps=-1), "num_warmup_steps"),
         (LRSchedulerConfig("linear"), "num_training_steps"),
         (LRSchedulerConfig("cosine", num_warmup_steps=10, num_training_steps=10), "num_training_steps"),
-        (StageConfig(MODEL, batch_size=0), "batch_size"),
-        (StageConfig(MODEL, batch_size=3, num_workers=2), "batch_size"),
-        (StageConfig(MODEL, num_threads=0), "num_threads"),
-        (StageConfig(MODEL, report_every_steps=0), "report_every_steps"),
-        (StageConfig(MODEL, mixed_noise_alpha=math.nan), "mixed_noise_alpha"),
-        (StageConfig(MODEL, trainable_modules=()), "trainable_modules"),
-        (SecondStageConfig(MODEL, num_steps=0), "num_steps"),
-        (SecondStageConfig(MODEL, num_steps=30, report_every_steps=20), "num_steps"),
+        (LatentSyncStage(model=MODEL, batch_size=0), "batch_size"),
+        (LatentSyncStage(model=MODEL, batch_size=3, num_workers=2), "batch_size"),
+        (LatentSyncStage(model=MODEL, num_threads=0), "num_threads"),
+        (LatentSyncStage(model=MODEL, report_every_steps=0), "report_every_steps"),
+        (LatentSyncStage(model=MODEL, mixed_noise_alpha=math.nan), "mixed_noise_alpha"),
+        (LatentSyncStage(model=MODEL, trainable_modules=()), "trainable_modules"),
+        (LatentSyncSecondStage(model=MODEL, num_steps=0), "num_steps"),
+        (LatentSyncSecondStage(model=MODEL, num_steps=30, report_every_steps=20), "num_steps"),
         (TrialSchedulerConfig(grace_period=0), "grace_period"),
         (TrialSchedulerConfig(reduction_factor=1), "reduction_factor"),
         (TrialSchedulerConfig(reduction_factor=math.nan), "reduction_factor"),
@@ -292,7 +285,6 @@ MODEL: dict[str, Any] = {}
         (WorkersConfig(num_cpus=math.nan), "num_cpus"),
         (WorkersConfig(idle_seconds=-1), "idle_seconds"),
         (SearchConfig("r", "s", num_samples=0), "num_samples"),
-        (SearchConfig("r", "s", metric="loss"), "metric"),
         (SearchConfig("r", "a/b"), "name"),
         (SearchConfig("r", ""), "name"),
     ],
@@ -316,12 +308,12 @@ def test_a_rule_that_a_value_breaks_is_named(config: Any, field: str) -> None:
         TransitionConfig(max_step=20, min_step=20, at_step=20),
         OptimizerConfig(betas=(0.0, 0.0), weight_decay=0.0),
         LRSchedulerConfig("linear", num_warmup_steps=10, num_training_steps=11),
-        StageConfig(MODEL, batch_size=4, num_workers=4),
-        SecondStageConfig(MODEL, num_steps=20, report_every_steps=20),
+        LatentSyncStage(model=MODEL, batch_size=4, num_workers=4),
+        LatentSyncSecondStage(model=MODEL, num_steps=20, report_every_steps=20),
         TrialSchedulerConfig(grace_period=1, reduction_factor=1.5),
         WorkersConfig(max_groups=1, num_cpus=0.5, idle_seconds=0),
         BudgetConfig(gpu_hours=0.5),
-        SearchConfig("r", "s", metric="val/sync_confidence", mode="max"),
+        SearchConfig("r", "s", num_samples=1),
     ],
     ids=lambda config: type(config).__name__,
 )
@@ -340,6 +332,14 @@ def test_values_at_the_edge_of_a_rule_are_fine(config: Any) -> None:
             {"components.lpips": None, "second_stage.loss.lpips": 0, "validation.objective.lpips": 0}
             | {"transition.below.metric": "val/lpips"},
             r"transition\.below\.metric: needs components\.lpips, got 'val/lpips'",
+        ),
+        (
+            {"transition.plateau.metric": "val/sync_confidence"},
+            r"plateau\.metric: must be a validation metric of which less",
+        ),
+        (
+            {"transition.plateau.metric": "train/loss"},
+            r"plateau\.metric: must be .*; choose one of val/objective, val/recon",
         ),
         ({"first_stage.report_every_steps": 50}, r"transition\.min_step: must be a multiple of .* \(50\), got 160"),
     ],

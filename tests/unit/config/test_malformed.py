@@ -80,6 +80,8 @@ VAE, LPIPS = "assets/demo/autoencoder", "assets/demo/lpips"
 INDEX = "data/demo/index.json"
 AT_STEP, LR = "transition.at_step", "second_stage.optimizer.lr"
 BOUNDARY = "report_every_steps"
+NUM_STEPS, EVERY = "second_stage.num_steps", "second_stage.report_every_steps"
+SECRET = "${oc.env:HOME}"
 
 # 77 and 99991 are multiples of no interval between reports that anybody would choose.
 MISTAKES = [
@@ -91,6 +93,11 @@ MISTAKES = [
     Mistake("key given twice", TRAIN, (RECIPE, "duplicate key seed"), append(RECIPE, "seed: 1\n")),
     Mistake("list for a mapping", TRAIN, (FIRST, "mapping", "[1, 2]"), write(FIRST, "[1, 2]\n")),
     Mistake("binary file", TRAIN, (SECOND, "cannot be read"), write(SECOND, bytes(range(256)))),
+    Mistake(
+        "object for a value", TRAIN, (RECIPE, "valid YAML"), append(RECIPE, "training: !!python/name:os.system\n")
+    ),
+    Mistake("bytes for a value", TRAIN, (RECIPE, "text or numbers"), append(RECIPE, "training: !!binary aGk=\n")),
+    Mistake("list in itself", TRAIN, (RECIPE, "in itself"), append(RECIPE, "training: &a [*a]\n")),
     Mistake("name that is a number", TRAIN, (RECIPE, "names must be text, got 7"), append(RECIPE, "7: 1\n")),
     # Values of a recipe
     Mistake("unknown key", TRAIN, (FIRST, "learning_rate"), put(FIRST, "learning_rate", value=1)),
@@ -165,6 +172,28 @@ MISTAKES = [
     Mistake("unknown name in the search", f"{TUNE} workers.num_gpus=1", ("workers.num_gpus",)),
     Mistake("text for a number", f"{TUNE} num_samples=many", ("num_samples", "'many'")),
     Mistake("value that is no YAML", f"{TUNE} 'seed=[1'", ("'seed=[1'", "YAML")),
+    Mistake("date for a number", f"{TUNE} seed=2024-01-01", ("argument: seed", "'2024-01-01'")),
+    Mistake("samples of a training", f"{TRAIN} num_samples=3", ("'num_samples=3'", "train", "latentsync_ray.tune")),
+    Mistake("space of a training", f"{TRAIN} 'param_space.seed={{grid: [1]}}'", ("param_space.seed", "train")),
+    Mistake("scheduler of a training", f"{TRAIN} trial_scheduler.name=asha", ("trial_scheduler.name", "train")),
+    # What would be looked up elsewhere
+    Mistake("lookup in a recipe", TRAIN, (RECIPE, "seed", SECRET), put(RECIPE, "seed", value=SECRET)),
+    Mistake(
+        "lookup deep in a stage", TRAIN, (FIRST, "model.a", SECRET), put(FIRST, "model", value={"a": [[SECRET]]})
+    ),
+    Mistake("lookup in a search", TUNE, (SPACE, "name", SECRET), put(SPACE, "name", value=SECRET)),
+    Mistake("lookup in a space", TUNE, (SPACE, f"param_space.{LR}.grid", SECRET), space(LR, {"grid": [SECRET]})),
+    Mistake(
+        "lookup in an override",
+        TUNE,
+        (SPACE, "overrides.training", SECRET),
+        put(SPACE, "overrides", "training", value=SECRET),
+    ),
+    Mistake("lookup in an argument", f"{TUNE} 'storage=a/{SECRET}'", ("storage", SECRET)),
+    Mistake("lookup in a value of the recipe", f"{TUNE} 'components.vae={SECRET}'", ("components.vae", SECRET)),
+    Mistake("lookup in a mapping", f"{TUNE} 'workers={{max_groups: {SECRET!r}}}'", ("workers", SECRET)),
+    Mistake("lookup in a folder", f"train '{SECRET}'", (SECRET,), write(f"{SECRET}/recipe.yaml", "seed: 1")),
+    Mistake("lookup for a SyncNet", f"{TRAIN_SYNCNET} 'output={SECRET}'", ("output", SECRET)),
     # Search spaces
     Mistake("no search space", "tune search_spaces/nowhere.yaml", ("search_spaces/nowhere.yaml", "no such file")),
     Mistake("no recipe named", TUNE, (SPACE, "recipe", "missing"), put(SPACE, "recipe", value=None)),
@@ -203,6 +232,50 @@ MISTAKES = [
         (SPACE, "trial_scheduler.name", "'median'"),
         put(SPACE, "trial_scheduler", value={"name": "median"}),
     ),
+    Mistake(
+        "values that do not go together",
+        TUNE,
+        (SPACE, "second_stage.num_steps", BOUNDARY, "(20)", "got 10"),
+        put(SPACE, "param_space", value={NUM_STEPS: {"grid": [20, 10]}, EVERY: {"grid": [10, 20]}}),
+    ),
+    Mistake(
+        "value that goes with no other",
+        TUNE,
+        (SPACE, "second_stage.num_steps", "got 77"),
+        put(SPACE, "param_space", value={NUM_STEPS: {"choice": [20, 77]}, EVERY: {"choice": [10, 20]}}),
+    ),
+    Mistake(
+        "parameter within another",
+        TUNE,
+        (SPACE, "param_space.transition.plateau.patience_steps", "(transition.plateau)"),
+        put(
+            SPACE,
+            "param_space",
+            value={"transition.plateau": {"grid": [None]}, "transition.plateau.patience_steps": {"grid": [40]}},
+        ),
+    ),
+    Mistake("nothing for optuna", f"{TUNE} search_alg=optuna param_space={{}}", (SPACE, "search_alg", "param_space")),
+    Mistake("very long name", f"{TUNE} name={'x' * 300}", ("name", "200", "x" * 300)),
+    Mistake(
+        "recipe in a home that holds none", TUNE, ("nowhere", "no such"), put(SPACE, "recipe", value="~/nowhere")
+    ),
+    Mistake(
+        "home of nobody",
+        TUNE,
+        (SPACE, "recipe", "'~nobody-at-all/x'"),
+        put(SPACE, "recipe", value="~nobody-at-all/x"),
+    ),
+    Mistake(
+        "argument that fixes what is searched",
+        f"{TUNE} 'transition={{at_step: 400}}'",
+        ("argument transition.at_step", f"param_space.{AT_STEP}"),
+    ),
+    Mistake(
+        "override that fixes what is searched",
+        TUNE,
+        (SPACE, "overrides second_stage.optimizer", f"param_space.{LR}"),
+        put(SPACE, "overrides", "second_stage.optimizer", value={"lr": 0.1}),
+    ),
     Mistake("rung that no trial reaches", f"{TUNE} trial_scheduler.grace_period=99991", ("grace_period", "99991")),
     # Storage
     Mistake("file for a storage", f"{TRAIN} storage=LICENSE", ("storage LICENSE", "file"), write("LICENSE", "mine")),
@@ -212,6 +285,7 @@ MISTAKES = [
         ("storage LICENSE/runs", "Not a directory"),
         write("LICENSE", "mine"),
     ),
+    Mistake("storage of nobody", f"{TRAIN} storage=~nobody-at-all/x", ("storage ~nobody-at-all/x",)),
     Mistake("unknown kind of storage", f"{TRAIN} storage=ftp://host/runs", ("storage ftp://host/runs",)),
     # A SyncNet
     Mistake("no file of settings", "train_syncnet configs/nowhere.yaml", ("configs/nowhere.yaml", "no such file")),

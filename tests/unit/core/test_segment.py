@@ -10,42 +10,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config.loading import stage_from_settings
-from latentsync_ray.config.recipe import (
+from latentsync_ray.config.loading import stage_config
+from latentsync_ray.config.plain import Settings
+from latentsync_ray.config.transition import TransitionConfig
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import NUMERICS, Segment
+from latentsync_ray.core.trial_recipe import TrialRecipe
+from latentsync_ray.latentsync.config import (
     ComponentsConfig,
-    DataConfig,
+    LatentSyncRecipe,
+    LatentSyncSecondStage,
+    LatentSyncStage,
     LossConfig,
-    OptimizerConfig,
-    Recipe,
-    SecondStageConfig,
-    StageConfig,
-    TransitionConfig,
     ValidationConfig,
 )
-from latentsync_ray.core.segment import NUMERICS, Segment, digest, next_segment, root_key, stage_settings
+from latentsync_ray.latentsync.data.config import DataConfig
+from latentsync_ray.latentsync.optimizer import OptimizerConfig
+from latentsync_ray.planning.simulation import PlannedTrial
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "keys.json").read_text())
 MODEL = {"block_out_channels": [32, 64], "norm_num_groups": 8}
 FINGERPRINTS = {"data": "d" * 64, "vae": "v" * 64}
 
 
-def make_recipe(**second_stage: Any) -> Recipe:
-    return Recipe(
+def make_recipe(**second_stage: Any) -> LatentSyncRecipe:
+    return LatentSyncRecipe(
         data=DataConfig(folder="/clips", num_frames=8),
         components=ComponentsConfig(vae="/vae", audio_encoder="/whisper"),
         transition=TransitionConfig(max_step=80),
-        first_stage=StageConfig(model=MODEL, report_every_steps=20),
-        second_stage=SecondStageConfig(model=MODEL, report_every_steps=10, **{"num_steps": 30, **second_stage}),
+        first_stage=LatentSyncStage(model=MODEL, report_every_steps=20),
+        second_stage=LatentSyncSecondStage(model=MODEL, report_every_steps=10, **{"num_steps": 30, **second_stage}),
     )
 
 
-def walk(recipe: Recipe, transition_step: int, root: str = "root") -> list[Segment]:
+def walk(recipe: LatentSyncRecipe, transition_step: int, root: str = "root") -> list[Segment]:
     """All segments of a trial that leaves stage one at a step."""
-    segments: list[Segment] = []
-    last = None
-    while (last := next_segment(recipe, root, last, bool(last and last.end_step >= transition_step))) is not None:
-        segments.append(last)
-    return segments
+    transition = TransitionConfig(max_step=max(80, transition_step), at_step=transition_step)
+    planned = TrialRecipe.of(dataclasses.replace(recipe, transition=transition))
+    return list(PlannedTrial(0, planned, root).walk())
+
+
+def root_key(recipe: LatentSyncRecipe, fingerprints: dict[str, str], extra: Settings | None = None) -> str:
+    return TrialRecipe.of(recipe).root_key(fingerprints, extra)
+
+
+def stage_settings(stage: LatentSyncStage) -> Settings:
+    """What of a stage's settings enters its segments' keys."""
+    recipe = dataclasses.replace(make_recipe(), first_stage=stage)
+    return TrialRecipe.of(recipe).segment_settings("first_stage")
 
 
 def test_a_change_of_what_enters_the_keys_is_deliberate() -> None:
@@ -105,7 +117,7 @@ def test_boundaries_and_length_are_not_in_the_key(every: int, num_reports: int) 
 
 
 def test_every_other_setting_is() -> None:
-    stage = StageConfig(model=MODEL)
+    stage = LatentSyncStage(model=MODEL)
     changed = [
         {"model": {**MODEL, "norm_num_groups": 4}},
         {"trainable_modules": ("attentions.",)},
@@ -181,15 +193,14 @@ def test_trials_share_exactly_what_comes_before_they_differ(one: int, other: int
 def test_settings_and_segments_survive_json() -> None:
     stage = make_recipe(trainable_modules=("attentions.",), optimizer=OptimizerConfig(betas=(0.5, 0.9))).second_stage
     stored = json.loads(json.dumps(stage_settings(stage)))
-    assert stage_settings(stage_from_settings(stored)) == stage_settings(stage)
+    assert stage_settings(stage_config(make_recipe(), "second_stage", stored)) == stage_settings(stage)
     for segment in walk(make_recipe(), 40):
         assert Segment(**json.loads(json.dumps(segment.to_dict()))).key == segment.key
 
 
 def test_a_threshold_of_zero_leaves_stage_one_out() -> None:
     recipe = make_recipe()
-    first = next_segment(recipe, "root", None, True)
-    assert first is not None
+    first = walk(recipe, 0)[0]
     assert (first.stage, first.parent, first.start_step, first.stage_start_step, first.end_step) == (
         "second_stage",
         "root",

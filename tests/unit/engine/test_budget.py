@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig
 from latentsync_ray.engine.budget import Spent, exceeded, read_spent
 from latentsync_ray.store import Store

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.dispatcher import LINGER_SECONDS, MAX_FAILURES, MAX_LOSSES, Dispatcher, Order
 
 

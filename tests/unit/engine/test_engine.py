@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from latentsync_ray.config.recipe import ComponentsConfig, UserError, ValidationConfig
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import read_spent
 from latentsync_ray.engine.engine import MAX_FAILED_STARTS, Engine, EngineSetup, _Run
 from latentsync_ray.engine.messages import GroupSetup, WorkerSetup
+from latentsync_ray.latentsync.config import ComponentsConfig, ValidationConfig
 from latentsync_ray.report.trials import TrialLog, write_trials
 from latentsync_ray.store import StorageError, Store
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.latentsync.data.media import read_clip, to_pixels
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.data.aligned import read_clip
+from latentsync_ray.latentsync.data.media import to_pixels
 from latentsync_ray.latentsync.models.autoencoder import (
     decode_latents,
     encode_latents,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, keyed_generator, save_clip
 from latentsync_ray.latentsync.data.media import face_mask
 

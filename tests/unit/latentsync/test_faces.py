@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.facemesh import check_installed
 from latentsync_ray.latentsync.data.faces import (
     MAX_CLIP_FRAMES,
@@ -16,6 +16,7 @@ from latentsync_ray.latentsync.data.faces import (
     alignment,
     anchors,
     is_cut,
+    lies_inside,
     similarity_transform,
     smooth,
     stretches,
@@ -163,3 +164,28 @@ def test_a_face_twice_as_large_is_averaged_not_thinned_out() -> None:
     frame = np.indices((400, 400)).sum(axis=0) % 2 * np.ones((3, 1, 1)) * 255
     picture = warp(np.ascontiguousarray(frame.transpose(1, 2, 0)).astype(np.uint8), np.eye(2, 3) / 4, 100)
     assert abs(picture.astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "enough"),
+    [
+        (100, 100, True),
+        (90, 100, True),  # 90 % of the whole; nothing of the mask is lost
+        (89, 100, False),
+        (100, 91, True),
+        (100, 90, True),
+        (100, 89, False),
+        (81, 200, False),
+    ],
+)
+def test_a_cutout_must_lie_inside_the_picture_above_all_where_it_is_masked(
+    height: int, width: int, enough: bool
+) -> None:
+    mask = np.zeros((100, 100), bool)
+    mask[20:80, 10:90] = True
+    assert lies_inside(np.eye(2, 3), (height, width), mask) == enough
+
+
+@pytest.mark.parametrize(("rows", "enough"), [(99, True), (98, True), (97, False)])
+def test_98_percent_of_the_masked_region_must_lie_inside(rows: int, enough: bool) -> None:
+    assert lies_inside(np.eye(2, 3), (rows, 100), np.ones((100, 100), bool)) == enough

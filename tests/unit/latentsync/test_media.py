@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.media import (
     FPS,
     MEL_COLUMNS_PER_SECOND,
@@ -26,7 +27,6 @@ from latentsync_ray.latentsync.data.media import (
     first_mel_column,
     mel_spectrogram,
     num_mel_columns,
-    read_clip,
     read_mask,
     resize_frame,
     resize_mask,

@@ -13,20 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.config.recipe import (
-    LOSS_TERMS,
-    LossConfig,
-    LRSchedulerConfig,
-    OptimizerConfig,
-    Recipe,
-    StageConfig,
-)
-from latentsync_ray.core.training import TrainingSetup
 from latentsync_ray.latentsync import stage as stage_module
+from latentsync_ray.latentsync.config import LOSS_TERMS, LatentSyncRecipe, LatentSyncStage, LossConfig
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.interop import write_official
-from latentsync_ray.latentsync.stage import LatentSyncTraining
+from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
+from latentsync_ray.latentsync.stage import Stages, StagesSetup
 from latentsync_ray.store import Store, weights_sha256
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,17 +32,18 @@ SEGMENTS = [
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> LatentSyncRecipe:
     """The demo's, with two short clips."""
     small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 30, "num_validation_speakers": 1}
     overrides = {f"data.synthetic.{name}": value for name, value in small.items()}
     overrides |= {"data.folder": str(tmp_path_factory.mktemp("data")), "validation.num_samples": 3}
-    return ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides))[0]
+    notes = Store(str(tmp_path_factory.mktemp("notes")))
+    return ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides), notes).recipe
 
 
-def new_training(recipe: Recipe) -> LatentSyncTraining:
-    return LatentSyncTraining(
-        TrainingSetup(
+def new_training(recipe: LatentSyncRecipe) -> Stages:
+    return Stages(
+        StagesSetup(
             samples=PreparedClips.open(recipe.data.folder),
             components=recipe.components,
             validation=recipe.validation,
@@ -61,7 +55,7 @@ def new_training(recipe: Recipe) -> LatentSyncTraining:
 
 
 def run(
-    training: LatentSyncTraining, recipe: Recipe, segments: list[tuple[str, int, int]], state: Mapping | None, of: str
+    training: Stages, recipe: LatentSyncRecipe, segments: list[tuple[str, int, int]], state: Mapping | None, of: str
 ) -> list[tuple[str, dict[str, float], dict[str, torch.Tensor]]]:
     """Trains segments one after another in one process, building only where the stage changes, as a warm worker does.
 
@@ -98,7 +92,7 @@ class GoldenSamples:
 
 @pytest.mark.parametrize(("number", "stage"), [(1, "first_stage"), (2, "second_stage")])
 def test_a_step_is_the_originals(
-    number: int, stage: str, shared: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    number: int, stage: str, shared: Path, recipe: LatentSyncRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, gradient norm and every parameter after the step, of the code that workers run."""
     files = shared / "golden" / f"unet_stage{number}_tiny"
@@ -114,8 +108,8 @@ def test_a_step_is_the_originals(
         return int(golden["in.timesteps"][index]), torch.zeros_like(noise), noise
 
     monkeypatch.setattr(stage_module, "_draw", golden_draw)
-    training = LatentSyncTraining(replace(new_training(recipe).setup, samples=GoldenSamples(golden)))
-    config = StageConfig(
+    training = Stages(replace(new_training(recipe).setup, samples=GoldenSamples(golden)))
+    config = LatentSyncStage(
         model=json.loads(Path(f"{files}.config.json").read_text()),
         trainable_modules=expected["trainable_modules"],
         batch_size=2,
@@ -146,21 +140,21 @@ def test_a_step_is_the_originals(
                 assert after.abs().sum().item() == pytest.approx(abs_total, rel=1e-5), name
 
 
-def test_a_rank_without_validation_samples_reports_the_same_terms(recipe: Recipe) -> None:
+def test_a_rank_without_validation_samples_reports_the_same_terms(recipe: LatentSyncRecipe) -> None:
     for components in (recipe.components, replace(recipe.components, syncnet=None)):
-        setup = TrainingSetup(
+        setup = StagesSetup(
             PreparedClips.open(recipe.data.folder), components, recipe.validation, recipe.data.num_frames, 0,
             torch.device("cpu"),
         )  # fmt: skip
         terms = []
         for rank in (0, recipe.validation.num_samples):
-            training = LatentSyncTraining(replace(setup, rank=rank))
+            training = Stages(replace(setup, rank=rank))
             training.build("first_stage", recipe.first_stage, None, "")
             terms.append(set(training.validate()))
         assert terms[0] == terms[1]
 
 
-def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: LatentSyncRecipe, tmp_path: Path) -> None:
     whole = run(new_training(recipe), recipe, SEGMENTS, None, "")
     assert len({weights for weights, _, _ in whole}) == len(SEGMENTS)
     store = Store(str(tmp_path))
@@ -178,7 +172,7 @@ def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: Recipe, 
 
 
 @pytest.mark.parametrize("term", LOSS_TERMS)
-def test_each_loss_term_alone_reaches_the_unet(term: str, recipe: Recipe) -> None:
+def test_each_loss_term_alone_reaches_the_unet(term: str, recipe: LatentSyncRecipe) -> None:
     training = new_training(recipe)
     alone = LossConfig(**{other: float(other == term) for other in LOSS_TERMS})
     training.build("second_stage", replace(recipe.second_stage, loss=alone, batch_size=1), None, "")
@@ -187,7 +181,7 @@ def test_each_loss_term_alone_reaches_the_unet(term: str, recipe: Recipe) -> Non
     assert attentions and all(parameter.grad is not None for parameter in attentions)
 
 
-def test_validation_does_not_depend_on_how_many_pairs_are_measured_at_a_time(recipe: Recipe) -> None:
+def test_validation_does_not_depend_on_how_many_pairs_are_measured_at_a_time(recipe: LatentSyncRecipe) -> None:
     results = []
     for batch_size in (1, 2, 6):
         validation = replace(recipe.validation, batch_size=batch_size, timesteps=(300, 700))
@@ -199,7 +193,7 @@ def test_validation_does_not_depend_on_how_many_pairs_are_measured_at_a_time(rec
         assert other == pytest.approx(results[0], rel=1e-4)
 
 
-def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: Recipe) -> None:
+def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: LatentSyncRecipe) -> None:
     training = new_training(recipe)
     optimizer = OptimizerConfig(lr=1e30)
     training.build("first_stage", replace(recipe.first_stage, optimizer=optimizer), None, "")
@@ -208,7 +202,7 @@ def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: Recipe) -
             training.step(step, step)
 
 
-def test_the_stage_that_starts_takes_the_given_weights(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_stage_that_starts_takes_the_given_weights(recipe: LatentSyncRecipe, tmp_path: Path) -> None:
     given = new_training(replace(recipe, seed=5))
     given.build("first_stage", recipe.first_stage, None, "")
     weights = {name: tensor.clone() for name, tensor in given.unet.state_dict().items()}
@@ -225,7 +219,7 @@ def test_the_stage_that_starts_takes_the_given_weights(recipe: Recipe, tmp_path:
     assert all(torch.equal(training.unet.state_dict()[name], state[f"model.{name}"]) for name in weights)
 
 
-def test_each_stage_follows_its_own_learning_rate_from_its_beginning(recipe: Recipe) -> None:
+def test_each_stage_follows_its_own_learning_rate_from_its_beginning(recipe: LatentSyncRecipe) -> None:
     """Whether it is built anew in mid-stage or not."""
     first = replace(recipe.first_stage, lr_scheduler=LRSchedulerConfig("constant_with_warmup", 3))
     second = replace(recipe.second_stage, loss=LossConfig(), lr_scheduler=LRSchedulerConfig("cosine", 2, 6))
@@ -244,10 +238,10 @@ def test_each_stage_follows_its_own_learning_rate_from_its_beginning(recipe: Rec
     assert lrs == pytest.approx(factors, rel=1e-6, abs=1e-12)
 
 
-class InDouble(LatentSyncTraining):
+class InDouble(Stages):
     """Computes in double precision, where rounding is out of the way of what is compared."""
 
-    def build(self, stage: str, config: StageConfig, state: Mapping[str, torch.Tensor] | None, of: str) -> None:
+    def build(self, stage: str, config: LatentSyncStage, state: Mapping[str, torch.Tensor] | None, of: str) -> None:
         super().build(stage, config, state, of)
         for network in (self.unet, self.vae, self.syncnet, self.lpips, self.trepa):
             network.double()
@@ -261,14 +255,14 @@ class InDouble(LatentSyncTraining):
 @pytest.mark.parametrize(
     ("stage", "kind", "most"),
     [
-        ("first_stage", LatentSyncTraining, 1e-6),
-        ("second_stage", LatentSyncTraining, 5e-6),
+        ("first_stage", Stages, 1e-6),
+        ("second_stage", Stages, 5e-6),
         ("first_stage", InDouble, 1e-14),
         ("second_stage", InDouble, 1e-14),
     ],
 )
 def test_micro_batches_add_up_to_the_batch(
-    stage: str, kind: type[LatentSyncTraining], most: float, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    stage: str, kind: type[Stages], most: float, recipe: LatentSyncRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, results = kind(new_training(recipe).setup), []
     if kind is InDouble:
@@ -284,7 +278,7 @@ def test_micro_batches_add_up_to_the_batch(
     assert (gradient - gradient_of_parts).abs().max() <= most
 
 
-def test_gradient_checkpointing_changes_nothing(recipe: Recipe) -> None:
+def test_gradient_checkpointing_changes_nothing(recipe: LatentSyncRecipe) -> None:
     training, results = new_training(recipe), []
     for checkpointing in (False, True):
         stage = replace(recipe.second_stage, gradient_checkpointing=checkpointing)
@@ -293,7 +287,7 @@ def test_gradient_checkpointing_changes_nothing(recipe: Recipe) -> None:
     assert results[1] == results[0]
 
 
-def test_half_precision_validates_as_full_precision_does(recipe: Recipe) -> None:
+def test_half_precision_validates_as_full_precision_does(recipe: LatentSyncRecipe) -> None:
     training = new_training(recipe)
     results = {}
     for dtype in ("float32", "bfloat16", "float16"):
@@ -306,7 +300,7 @@ def test_half_precision_validates_as_full_precision_does(recipe: Recipe) -> None
         assert results[dtype]["val/sync_confidence"] == pytest.approx(confidence, abs=0.01)
 
 
-def test_the_average_is_validated_handed_on_and_goes_on_exactly(recipe: Recipe) -> None:
+def test_the_average_is_validated_handed_on_and_goes_on_exactly(recipe: LatentSyncRecipe) -> None:
     decay = 0.5
     stage = replace(recipe.first_stage, ema_decay=decay)
     training = new_training(recipe)
@@ -337,7 +331,7 @@ def test_the_average_is_validated_handed_on_and_goes_on_exactly(recipe: Recipe) 
     assert weights_sha256(again.state()) == weights_sha256(training.state())
 
 
-def test_a_compiled_unet_keeps_its_names(recipe: Recipe) -> None:
+def test_a_compiled_unet_keeps_its_names(recipe: LatentSyncRecipe) -> None:
     """Compiling itself takes minutes on a CPU and is left out."""
     names = []
     for compiled in (False, True):
@@ -348,7 +342,7 @@ def test_a_compiled_unet_keeps_its_names(recipe: Recipe) -> None:
     assert names[0] == names[1]
 
 
-def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe: Recipe) -> None:
+def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe: LatentSyncRecipe) -> None:
     stage = replace(recipe.first_stage, dtype="float16")
     training = new_training(recipe)
     training.build("first_stage", stage, None, "")
@@ -367,7 +361,7 @@ def test_an_overflow_in_float16_halves_the_scale_and_takes_the_step_again(recipe
     assert again.step(1, 1) == following
 
 
-def test_the_preview_shows_masked_input_generated_and_ground_truth(recipe: Recipe) -> None:
+def test_the_preview_shows_masked_input_generated_and_ground_truth(recipe: LatentSyncRecipe) -> None:
     training = new_training(recipe)
     training.build("first_stage", recipe.first_stage, None, "")
     before = training.validate()

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentsync_ray.config.loading import load_syncnet
-from latentsync_ray.config.recipe import LRSchedulerConfig, OptimizerConfig
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.inputs import drawn_clips
 from latentsync_ray.latentsync.losses import sync_loss
-from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
+from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
+from latentsync_ray.latentsync.syncnet.config import SyncNetConfig, load_syncnet
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 from latentsync_ray.latentsync.syncnet.training import SyncTraining, build_syncnet, sync_accuracy
 from latentsync_ray.latentsync.syncnet.windows import SyncWindows, held_out_windows

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_clips import prepare_set
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.syncnet.windows import SyncWindows, held_out_windows
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.config.loading import load_recipe, load_syncnet
-from latentsync_ray.config.recipe import DataConfig, LRSchedulerConfig, OptimizerConfig, SyntheticConfig, UserError
-from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.latentsync.data.config import DataConfig, SyntheticConfig
+from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
+from latentsync_ray.latentsync.syncnet.config import SyncNetConfig, load_syncnet
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

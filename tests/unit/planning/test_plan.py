@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from ray.tune.search.variant_generator import generate_variants
 
 from latentsync_ray.config.domains import read_domain
-from latentsync_ray.config.recipe import (
-    ComponentsConfig,
-    DataConfig,
-    Recipe,
-    SecondStageConfig,
-    StageConfig,
-    TransitionConfig,
-    UserError,
-)
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig, TrialSchedulerConfig
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment
+from latentsync_ray.config.transition import TransitionConfig
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.latentsync.config import (
+    ComponentsConfig,
+    LatentSyncRecipe,
+    LatentSyncSecondStage,
+    LatentSyncStage,
+)
+from latentsync_ray.latentsync.data.config import DataConfig
 from latentsync_ray.plan import Simulated, distinct_segments, main, plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs, RandomRungs
 from latentsync_ray.search.suggestions import tune_domain
@@ -32,14 +33,14 @@ FIFO = TrialSchedulerConfig(name="fifo")
 LR, AT_STEP = "second_stage.optimizer.lr", "transition.at_step"
 
 
-def new_recipe(num_workers: tuple[int, int] = (1, 1)) -> Recipe:
+def new_recipe(num_workers: tuple[int, int] = (1, 1)) -> LatentSyncRecipe:
     """Stage one in segments of 20 steps, stage two in one of 10."""
-    return Recipe(
+    return LatentSyncRecipe(
         data=DataConfig(folder="/clips"),
         components=ComponentsConfig(vae="/vae", syncnet="/syncnet", lpips="/lpips", video_encoder="/video"),
         transition=TransitionConfig(at_step=20, max_step=1000),
-        first_stage=StageConfig(model={}, batch_size=2, num_workers=num_workers[0]),
-        second_stage=SecondStageConfig(
+        first_stage=LatentSyncStage(model={}, batch_size=2, num_workers=num_workers[0]),
+        second_stage=LatentSyncSecondStage(
             model={}, batch_size=2, num_workers=num_workers[1], report_every_steps=10, num_steps=10
         ),
     )
@@ -126,7 +127,8 @@ def test_a_simulated_search_trains_what_is_enumerated_once(
 def test_grids_come_in_the_order_of_ray_tune() -> None:
     space = {"second_stage.optimizer.lr": {"grid": [1.0, 2.0]}, "first_stage.optimizer.lr": {"grid": [3.0, 4.0, 5.0]}}
     trials = plan_trials(new_search(space, num_samples=2), new_recipe())
-    ours = [(trial.recipe.second_stage.optimizer.lr, trial.recipe.first_stage.optimizer.lr) for trial in trials]
+    stages = [trial.recipe.stages for trial in trials]
+    ours = [(s["second_stage"]["optimizer"]["lr"], s["first_stage"]["optimizer"]["lr"]) for s in stages]
     theirs = [
         spec
         for _, spec in generate_variants(
@@ -147,10 +149,21 @@ def test_what_is_no_grid_is_drawn_with_the_sampling_seed() -> None:
     recipes = [trial.recipe for trial in plan_trials(search, recipe)]
     assert recipes == [trial.recipe for trial in plan_trials(search, recipe)]
     assert recipes != [trial.recipe for trial in plan_trials(replace(search, sampling_seed=1), recipe)]
-    assert all(1e-5 <= made.second_stage.optimizer.lr <= 1e-3 for made in recipes)
-    assert all(0.1 <= made.second_stage.loss.sync <= 0.2 for made in recipes)
-    assert {made.seed for made in recipes} == {3, 4}
-    assert {made.second_stage.dtype for made in recipes} == {"float32", "bfloat16"}
+    stages = [made.stages["second_stage"] for made in recipes]
+    assert all(1e-5 <= stage["optimizer"]["lr"] <= 1e-3 for stage in stages)
+    assert all(0.1 <= stage["loss"]["sync"] <= 0.2 for stage in stages)
+    assert {made.decisions.seed for made in recipes} == {3, 4}
+    assert {stage["dtype"] for stage in stages} == {"float32", "bfloat16"}
+
+
+def test_a_draw_that_breaks_a_rule_is_left_out() -> None:
+    space = {"second_stage.num_steps": {"choice": [10, 20]}, "second_stage.report_every_steps": {"choice": [10, 20]}}
+    trials = plan_trials(new_search(space, num_samples=20), new_recipe())
+    stages = [trial.recipe.second_stage for trial in trials]
+    assert {(stage.num_steps, stage.report_every_steps) for stage in stages} == {(10, 10), (20, 10), (20, 20)}
+    assert len({trial.number for trial in trials}) == len(trials) < 20
+    with pytest.raises(UserError, match=r"param_space: second_stage\.num_steps: must be a positive multiple"):
+        plan_trials(new_search({"second_stage.num_steps": {"choice": [7]}}, num_samples=3), new_recipe())
 
 
 def at_second_stage_step(step: int, trial: int) -> Segment:

@@ -23,6 +23,7 @@ from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.store import Store
 
+FIGURES = {"syncnet_accuracy": 0.94}
 STATUS = {
     "trained": {
         "first_stage": {"num_steps": 20, "train_seconds": 2.0, "validate_seconds": 0.5},
@@ -157,7 +158,7 @@ def recipe() -> Recipe:
 
 
 def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[bool, dict[str, Any]]:
-    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, [], 0.94, 12.5)
+    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, [], FIGURES, 12.5)
     return succeeded, json.loads((folder / "searches/s/summary.json").read_text())
 
 
@@ -182,7 +183,7 @@ def test_the_summary_counts_every_step_once(
     assert summary["steps_trained"] == 30
     assert (summary["train_seconds"], summary["validate_seconds"]) == (5.0, 0.75)
     assert (summary["gpu_seconds"], summary["wall_seconds"]) == (9.0, 12.5)
-    assert summary["syncnet_accuracy"] == 0.94
+    assert summary["inputs"] == FIGURES
     assert summary["notices"] == STATUS["notices"]
     assert summary["best"]["trial"] == 1
 
@@ -284,7 +285,7 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(
     leave_unfinished(asked, trials)
     assert [trials[number].status for number in sorted(trials)] == ["finished", *["unfinished"] * 3]
     stopped = {**STATUS, "stopped_by": "budget.gpu_hours: 2 of 1 are used"}
-    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, [], None, 12.5)
+    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, [], {}, 12.5)
     summary = json.loads((tmp_path / "searches/s/summary.json").read_text())
     assert (summary["trials"], summary["trials_by_status"]["unfinished"]) == (4, 3)
     assert summary["stopped_by"] == stopped["stopped_by"]

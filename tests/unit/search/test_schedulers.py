@@ -1,11 +1,14 @@
 """A search that is run again decides as it did before, in whatever order results arrive."""
 
 from pathlib import Path
+from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from latentsync_ray.search.halving import ASHA, HyperBand
 from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.promotion import PromotingASHA
 from latentsync_ray.search.schedulers import JournaledScheduler
 from latentsync_ray.store import Store
 
@@ -54,3 +57,115 @@ def test_where_the_journal_ends_the_scheduler_decides_and_is_written_down(tmp_pa
         key: value for key, value in run(asha(), "plain", [2, 1, 0, 3]).items() if key[1] == 40
     }
     assert run(JournaledScheduler(asha(), Journal(store, FOLDER)), "three", [1, 0, 3, 2]) == longer
+
+
+class Controller:
+    """As much of Ray Tune's controller as schedulers use, over trials that train one after another.
+
+    Args:
+        scheduler: What decides.
+        lengths: Where each trial ends by itself.
+        scores: What each reports at every boundary, the less the better.
+        diverging: Trial -> step at which it diverges.
+    """
+
+    def __init__(
+        self,
+        scheduler: TrialScheduler,
+        lengths: list[int],
+        scores: list[float],
+        diverging: dict[int, int] | None = None,
+    ):
+        self.search_alg = self
+        self.scheduler, self.lengths, self.scores = scheduler, lengths, scores
+        self.diverging = diverging or {}
+        self.trials = [Trial("trial", stub=True, trial_id=f"a_{number:05d}") for number in range(len(lengths))]
+        self.steps = dict.fromkeys(self.trials, 0)
+        self.ends: dict[int, str] = {}
+        scheduler.set_search_properties("val/objective", "min")
+        for trial in self.trials:
+            scheduler.on_trial_add(self, trial)
+
+    def get_trials(self) -> list[Trial]:
+        return self.trials
+
+    def is_finished(self) -> bool:
+        return True
+
+    def stop_trial(self, trial: Trial) -> None:
+        if trial.status in (Trial.PAUSED, Trial.PENDING):
+            self.scheduler.on_trial_remove(self, trial)
+            self._end(trial, "stopped")
+
+    def run(self) -> dict[int, str]:
+        """What has become of each trial; one that is missing would have been waited for, for ever."""
+        while (trial := self.scheduler.choose_trial_to_run(self)) is not None:
+            trial.set_status(Trial.RUNNING)
+            while trial.status == Trial.RUNNING:
+                self._step(trial)
+        return self.ends
+
+    def _step(self, trial: Trial) -> None:
+        number = self.trials.index(trial)
+        self.steps[trial] += 4
+        step = self.steps[trial]
+        result = {"global_step": step, "second_stage_step": step, "val/objective": self.scores[number]}
+        if step >= self.diverging.get(number, 1000):
+            self._complete(trial, {**result, "error": "it is nan", "diverged": True}, "diverged")
+        elif step >= self.lengths[number]:
+            self._complete(trial, result, "finished")
+        else:
+            decision = self.scheduler.on_trial_result(self, trial, result)
+            if decision == TrialScheduler.STOP:
+                self._complete(trial, result, "stopped")
+            elif decision == TrialScheduler.PAUSE:
+                trial.set_status(Trial.PAUSED)
+
+    def _complete(self, trial: Trial, result: dict[str, Any], end: str) -> None:
+        self.scheduler.on_trial_complete(self, trial, result)
+        self._end(trial, end)
+
+    def _end(self, trial: Trial, end: str) -> None:
+        trial.set_status(Trial.TERMINATED)
+        self.ends[self.trials.index(trial)] = end
+
+
+def test_a_cohort_of_hyperband_goes_on_when_one_of_it_has_ended() -> None:
+    # The cohorts hold 4, 6 and 12 trials. Of the last one 4 go on at step 4 and are compared at 8, where two end.
+    lengths = [24] * 10 + [24, 24, 8, 8] + [24] * 8
+    hyperband = HyperBand(time_attr="second_stage_step", max_t=24, reduction_factor=3)
+    ends = Controller(hyperband, lengths, [float(number) for number in range(22)]).run()
+    assert sorted(ends) == list(range(22))
+    assert ends[12] == ends[13] == "finished"
+    assert "finished" in (ends[10], ends[11])
+
+
+def test_survivors_of_hyperband_run_to_their_ends_whatever_lengths_are() -> None:
+    hyperband = HyperBand(time_attr="second_stage_step", max_t=24, reduction_factor=3)
+    assert Controller(hyperband, [8, 16, 24], [1.0, 1.0, 1.0]).run() == dict.fromkeys(range(3), "finished")
+
+
+def promoting(folder: Path, max_t: int) -> PromotingASHA:
+    journal = Journal(Store(str(folder)), FOLDER)
+    return PromotingASHA("second_stage_step", max_t, grace_period=4, reduction_factor=2, journal=journal)
+
+
+def test_a_trial_that_diverges_frees_its_place_at_a_rung(tmp_path: Path) -> None:
+    # Of four trials at a rung two go on; the best one diverges, so that the next one takes its place.
+    controller = Controller(promoting(tmp_path, 8), [8] * 4, [1.0, 2.0, 2.0, 3.0], diverging={0: 8})
+    assert controller.run() == {0: "diverged", 1: "finished", 2: "finished", 3: "stopped"}
+
+
+def test_where_the_only_one_that_went_on_diverges_the_next_goes_on(tmp_path: Path) -> None:
+    controller = Controller(promoting(tmp_path, 16), [16] * 3, [1.0, 2.0, 3.0], diverging={0: 12})
+    assert controller.run() == {0: "diverged", 1: "finished", 2: "stopped"}
+
+
+def test_a_trial_that_diverges_is_forgotten_by_asha(tmp_path: Path) -> None:
+    scheduler = JournaledScheduler(
+        ASHA(time_attr="second_stage_step", max_t=16, grace_period=4, reduction_factor=2),
+        Journal(Store(str(tmp_path)), FOLDER),
+    )
+    # The first has diverged when the second comes to the rungs, so that this one is the best there.
+    controller = Controller(scheduler, [16, 16], [1.0, 2.0], diverging={0: 8})
+    assert controller.run() == {0: "diverged", 1: "finished"}

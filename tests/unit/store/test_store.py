@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentsync_ray.config.recipe import UserError
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 KEY = "0123abcd" * 8
@@ -232,7 +232,7 @@ def test_a_place_that_cannot_be_used_is_the_users_mistake(name: str, tmp_path: P
     with pytest.raises(
         UserError, match=r"^storage .*: must be a folder or URI that can be written \(.+\); name anoth"
     ):
-        Store(uri)
+        Store(uri).check_writable()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "precious"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from latentsync_ray.config.recipe import UserError
-from latentsync_ray.core.segment import FIRST_STAGE, SECOND_STAGE, Segment
+from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.trials import TrialLog, write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
@@ -228,3 +230,27 @@ def test_what_other_searches_refer_to(store: Store, keys: Keys) -> None:
     (Path(store.root) / "searches/one/trials.json").write_text("{")
     with pytest.raises(DamagedEntryError, match=r"searches/one/trials\.json: is no whole file"):
         states_of_others(store, "searches/own")
+
+
+def test_a_storage_that_cannot_be_written_is_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # where others than root may look
+        store = Store(f"{folder}/store")
+        publish(store, ROOT, FIRST_STAGE, 0, 10)
+        assert run(store, "list") == 0  # as root, whose libraries others may not load
+        shown = capsys.readouterr().out
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        is_root = os.geteuid() == 0
+        try:
+            if is_root:  # who may write everywhere
+                os.seteuid(65534)
+            assert run(Store(store.uri), "list") == 0
+            assert capsys.readouterr().out == shown
+            assert run(Store(store.uri), "verify") == 0
+            with pytest.raises(UserError, match=r"that can be written \(Permission denied\)"):
+                run(Store(store.uri), "collect", "--drop")
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for path in (Path(folder), *Path(folder).rglob("*")):
+                path.chmod(0o755)
