@@ -1,7 +1,7 @@
 """Writes the UNet of a trial, or of any stored segment, as a file for LatentSync's scripts or a diffusers folder.
 
-python -m latentsync_ray.export RESULTS unet.pt
-python -m latentsync_ray.export RESULTS unet.pt --segment KEY    # the beginning of a key is enough
+latentsync-ray export RESULTS unet.pt
+latentsync-ray export RESULTS unet.pt --segment KEY    # the beginning of a key is enough
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.report.results import find_results
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and exports. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m latentsync_ray.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog=program("export"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")

@@ -1,4 +1,4 @@
-"""What a search would train and cost: `python -m latentsync_ray.plan search_spaces/transition.yaml [key=value ...]`.
+"""What a search would train and cost: `latentsync-ray plan search_spaces/transition.yaml [key=value ...]`.
 
 With `--simulate --gpus N` the whole search runs on a virtual clock. Nothing is trained, and neither torch nor Ray is
 needed.
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.plan", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("plan"), description=__doc__)
     parser.add_argument("search_space", help="a file such as search_spaces/transition.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
     parser.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")

@@ -1,4 +1,4 @@
-"""Trains StableSyncNet on prepared clips: `python -m latentsync_ray.train_syncnet configs/demo/syncnet.yaml`.
+"""Trains StableSyncNet on prepared clips: `latentsync-ray train-syncnet configs/demo/syncnet.yaml`.
 
 The same command goes on from the last checkpoint, and trains nothing once it is finished.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.cluster.environment import set_ray_environment
 from latentsync_ray.latentsync.syncnet.config import load_syncnet
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and trains. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.train_syncnet", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("train-syncnet"), description=__doc__)
     parser.add_argument("config", help="a file such as configs/demo/syncnet.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the file")
     options = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import queue
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.folders import new_folder
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns
@@ -210,8 +210,6 @@ def _write_network(
     """Writes the network's folder with its figures, which appears at once."""
     syncnet = build_syncnet(config)
     syncnet.load_state_dict(model_weights(state))
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch) / "syncnet"
+    with new_folder(output) as folder:
         syncnet.save_pretrained(folder)
         (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-        folder.rename(output)
