@@ -2,79 +2,86 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-STAMP := .venv/.installed
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+RUN := .venv/.installed
+DEV := .venv/.dev
 
 .PHONY: venv face tune plan train test soak s3 check assets bench bench-gpu bench-scale chaos truth clean
 
-venv: $(STAMP)
+venv: $(DEV)
 
-# Written last, so that a failed installation is repeated.
-$(STAMP): pyproject.toml constraints.txt
+# What running needs. Stamps are written last, so that a failed installation is repeated.
+$(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	@touch $@
+
+# What tests, linters and benchmarks need besides.
+$(DEV): $(RUN)
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 # What finds faces in footage; its wheels end with Python 3.12 (latentsync_ray/latentsync/data/facemesh.py).
 face: .venv/.face
 
-.venv/.face: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[face]'
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps mediapipe==0.10.21
+.venv/.face: $(RUN)
+	$(INSTALL) -e '.[face]'
+	$(INSTALL) --no-deps mediapipe==0.10.21
 	@touch $@
 
 # make tune ARGS='workers.max_groups=4'
-tune: $(STAMP)
-	$(BIN)/python -m latentsync_ray.tune search_spaces/transition.yaml $(ARGS)
+tune: $(RUN)
+	$(BIN)/latentsync-ray tune search_spaces/transition.yaml $(ARGS)
 
 # make plan ARGS='--simulate --gpus 2'
-plan: $(STAMP)
-	$(BIN)/python -m latentsync_ray.plan search_spaces/transition.yaml $(ARGS)
+plan: $(RUN)
+	$(BIN)/latentsync-ray plan search_spaces/transition.yaml $(ARGS)
 
-train: $(STAMP)
-	$(BIN)/python -m latentsync_ray.train configs/demo $(ARGS)
+train: $(RUN)
+	$(BIN)/latentsync-ray train configs/demo $(ARGS)
 
-test: $(STAMP)
+test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
 	$(BIN)/python -m pytest $(ARGS)
 
 # Chaos, leaks, random damage and searches, budgets, branches, an object store: hours on two cores.
-soak: $(STAMP)
+soak: $(DEV)
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 # The demo search on an S3 server on this machine that fails, throttles and dawdles at random.
-s3: $(STAMP)
+s3: $(DEV)
 	$(BIN)/python tests/integration/s3.py $(ARGS)
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
-assets: $(STAMP)
+assets: $(DEV)
 	$(BIN)/python assets/make_assets.py $(ARGS)
 
-bench: $(STAMP)
+bench: $(DEV)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 # A step of configs/256 at full size on a GPU: make bench-gpu ARGS='first_stage.batch_size=4'
-bench-gpu: $(STAMP)
+bench-gpu: $(DEV)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
-bench-scale: $(STAMP)
+bench-scale: $(DEV)
 	$(BIN)/python benchmarks/scale.py $(ARGS)
 	$(BIN)/python benchmarks/plan_scale.py
 
 # make chaos ARGS='--kills 30 --seed 0'
-chaos: $(STAMP)
+chaos: $(DEV)
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 # What adaptive searches find, held against a grid that is trained whole.
-truth: $(STAMP)
+truth: $(DEV)
 	$(BIN)/python benchmarks/truth.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.

@@ -18,7 +18,7 @@ from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.plan import plan_trials, simulate
+from latentsync_ray.planning.plan import plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs
 
 SPACE = "search_spaces/latentsync.yaml"

@@ -1,4 +1,4 @@
-"""How every command of the project ends: its exit status, interrupts, and output that nobody reads any more."""
+"""How commands are called in their usage lines, and how they end: exit status, interrupts, a closed pipe."""
 
 import io
 import os
@@ -6,10 +6,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
 from latentsync_ray.config.errors import Terminated, UserError
+
+SCRIPT = "latentsync-ray"
+
+
+def program(command: str | None = None) -> str:
+    """How this process was started, for usage lines.
+
+    Args:
+        command: the command's name, such as `train-syncnet`; None for the list of commands.
+
+    Returns:
+        `latentsync-ray train-syncnet` for the console script, else `python -m latentsync_ray.train_syncnet`.
+    """
+    if Path(sys.argv[0]).stem == SCRIPT:
+        return f"{SCRIPT} {command}" if command else SCRIPT
+    return f"python -m latentsync_ray.{command.replace('-', '_')}" if command else "python -m latentsync_ray"
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

@@ -1,7 +1,7 @@
 """Writes the UNet of a trial, or of any stored segment, as a file for LatentSync's scripts or a diffusers folder.
 
-python -m latentsync_ray.export RESULTS unet.pt
-python -m latentsync_ray.export RESULTS unet.pt --segment KEY    # the beginning of a key is enough
+latentsync-ray export RESULTS unet.pt
+latentsync-ray export RESULTS unet.pt --segment KEY    # the beginning of a key is enough
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.report.results import find_results
 from latentsync_ray.report.trials import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and exports. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m latentsync_ray.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog=program("export"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("results", help="the folder or URI that a search has printed last")
     parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")
@@ -81,25 +82,6 @@ def stored_weights(
         ) from None
     weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
     return record["segment"], weights
-
-
-def find_results(results: str) -> tuple[Store, str]:
-    """The store of a search, and the search's folder below the store's root.
-
-    Args:
-        results: What the search has printed last, a folder or a URI.
-
-    Raises:
-        UserError: It is no such thing.
-    """
-    if "://" in results:
-        place, mark, options = results.partition("?")
-    else:
-        place, mark, options = str(Path(results).resolve()), "", ""
-    root, _, search = place.rstrip("/").rpartition("/searches/")
-    if not root or not search or "/" in search:
-        raise UserError(f"{results}: must be a folder that a search has printed last; correct the path")
-    return Store(f"{root}{mark}{options}"), f"searches/{search}"
 
 
 def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One two-stage training through the same engine: `python -m latentsync_ray.train configs/demo [key=value ...]`.
+"""One two-stage training through the same engine: `latentsync-ray train configs/demo [key=value ...]`.
 
 The same command goes on from where it was stopped. `--from KEY` goes on from a stored segment under the recipe's
 settings.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.api import Search
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.searchfiles import search_of_one
+from latentsync_ray.tune import run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and trains. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("train"), description=__doc__)
     parser.add_argument("recipe", help="a folder such as configs/demo")
     parser.add_argument("--from", dest="start_from", metavar="KEY", help="a stored segment to go on from")
     parser.add_argument(
@@ -29,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.start_from:
         search = dataclasses.replace(search, start_from=options.start_from, start_stage=options.stage)
 
-    from latentsync_ray.search.launch import launch  # Ray takes seconds, which a mistyped key need not
-
-    return launch(search, recipe)
+    return run(Search(search, recipe))
 
 
 if __name__ == "__main__":

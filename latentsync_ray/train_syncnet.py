@@ -1,4 +1,4 @@
-"""Trains StableSyncNet on prepared clips: `python -m latentsync_ray.train_syncnet configs/demo/syncnet.yaml`.
+"""Trains StableSyncNet on prepared clips: `latentsync-ray train-syncnet configs/demo/syncnet.yaml`.
 
 The same command goes on from the last checkpoint, and trains nothing once it is finished.
 """
@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import argparse
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cluster.environment import set_ray_environment
 from latentsync_ray.latentsync.syncnet.config import load_syncnet
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and trains. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m latentsync_ray.train_syncnet", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("train-syncnet"), description=__doc__)
     parser.add_argument("config", help="a file such as configs/demo/syncnet.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the file")
     options = parser.parse_args(arguments)
     config = load_syncnet(options.config, options.overrides)
+    # A report waits until Ray Train looks the next time, 2 s by default.
+    set_ray_environment(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
 
     from latentsync_ray.latentsync.syncnet.run import (
         run_syncnet,  # Ray and torch take seconds, which a mistyped key need not

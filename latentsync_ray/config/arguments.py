@@ -5,10 +5,39 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.yamlfiles import read_value, refuse_interpolation
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A value that is given beside the files: a text of the command line, or a plain value of a script."""
+
+    key: str
+    """Dotted name."""
+    text: str | None
+    """What the command line has behind the equals sign; None for a plain value."""
+    value: Any = None
+    """The plain value, where there is no text."""
+
+    @classmethod
+    def parse(cls, argument: str) -> Argument:
+        """A `key=value` text of the command line."""
+        return cls(*split_argument(argument))
+
+    def read(self, schema: type, name: str) -> Any:
+        """The value for a field of settings; see `argument_value`."""
+        if self.text is not None:
+            return argument_value(schema, name, self.text, self.key)
+        refuse_interpolation(self.value, "argument ", self.key)
+        return self.value
+
+    def __str__(self) -> str:
+        """As the command line has it."""
+        return f"{self.key}={self.value if self.text is None else self.text}"
 
 
 def split_argument(argument: str) -> tuple[str, str]:

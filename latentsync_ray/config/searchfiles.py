@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentsync_ray.config.arguments import argument_value, split_argument
+from latentsync_ray.config.arguments import Argument
 from latentsync_ray.config.checks import check_fixed, check_search
 from latentsync_ray.config.domains import Domain, read_domain
 from latentsync_ray.config.errors import UserError
@@ -21,58 +22,70 @@ _TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "e
 """What may be set where there is one trial; the rest of a search chooses and compares trials."""
 
 
-def load_search(file: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Reads a search space file and the recipe that it names, with `key=value` arguments applied to either.
+def load_search(
+    file: str | Path, arguments: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> tuple[SearchConfig, Recipe]:
+    """Reads a search space file and the recipe that it names.
+
+    Args:
+        file: The search space.
+        arguments: `key=value` texts of a command line, for the search or its recipe.
+        values: The same as plain values by dotted name.
 
     Raises:
         UserError: A file is missing, an argument is no `key=value`, or a value breaks a rule.
     """
     file = Path(file)
-    values = {"name": file.stem} | read_yaml(file)
-    if isinstance(values.get("recipe"), str):
-        values["recipe"] = _folder(file.parent, values["recipe"], f"{file}: recipe")
-    return _search(values, file, arguments)
+    content = {"name": file.stem} | read_yaml(file)
+    if isinstance(content.get("recipe"), str):
+        content["recipe"] = _folder(file.parent, content["recipe"], f"{file}: recipe")
+    return _search(content, file, _given(arguments, values))
 
 
-def search_of_one(recipe_folder: str | Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """The search whose only trial is the recipe itself: a plain two-stage training.
+def search_of_one(
+    recipe_folder: str | Path, arguments: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> tuple[SearchConfig, Recipe]:
+    """The search whose only trial is the recipe itself: a plain two-stage training; see `load_search`.
 
     Raises:
         UserError: A file is missing, an argument is no `key=value` or belongs to a search, or a value breaks a rule.
     """
     folder = Path(recipe_folder).resolve()
-    for argument in arguments:
-        head = split_argument(argument)[0].partition(".")[0]
-        if head in _SEARCH_KEYS - _TRAINING_KEYS:
+    given = _given(arguments, values)
+    for argument in given:
+        if argument.key.partition(".")[0] in _SEARCH_KEYS - _TRAINING_KEYS:
             rule = "belongs to a search, and train trains one recipe"
-            raise UserError(f"argument {argument!r}: {rule}; remove it, or use latentsync_ray.tune")
-    values = {
+            raise UserError(f"argument {str(argument)!r}: {rule}; remove it, or use latentsync_ray.tune")
+    content = {
         "recipe": str(folder),
         "name": f"train-{folder.name}",
         "trial_scheduler": {"name": "fifo"},
         "workers": {"max_groups": 1},
     }
-    return _search(values, folder, arguments)
+    return _search(content, folder, given)
 
 
-def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[SearchConfig, Recipe]:
-    """Splits `key=value` arguments between the search and its recipe, and validates both with the space."""
+def _given(arguments: Sequence[str], values: Mapping[str, Any] | None) -> list[Argument]:
+    return [*map(Argument.parse, arguments), *(Argument(key, None, value) for key, value in (values or {}).items())]
+
+
+def _search(values: dict[str, Any], file: Path, arguments: Sequence[Argument]) -> tuple[SearchConfig, Recipe]:
+    """Splits arguments between the search and its recipe, and validates both with the space."""
     own: dict[str, Any] = {}
-    fixed: dict[str, str] = {}
-    of_recipe: dict[str, str] = {}
+    fixed: dict[str, Argument] = {}
+    of_recipe: dict[str, Argument] = {}
     for argument in arguments:
-        key, text = split_argument(argument)
-        head, _, name = key.partition(".")
+        head, _, name = argument.key.partition(".")
         if head == "overrides" and name:
-            fixed[name] = text
+            fixed[name] = argument
         elif head == "param_space" and name:
-            _put(values, head, name, argument_value(dict, name, text, key))
+            _put(values, head, name, argument.read(dict, name))
         elif head in ("param_space", "overrides"):
-            values[head] = argument_value(dict, head, text, key)
+            values[head] = argument.read(dict, head)
         elif head in _SEARCH_KEYS:
-            own[key] = argument_value(SearchConfig, key, text, key)
+            own[argument.key] = argument.read(SearchConfig, argument.key)
         else:
-            of_recipe[key] = text
+            of_recipe[argument.key] = argument
     if "recipe" in own and own["recipe"] is not None:
         own["recipe"] = _folder(Path.cwd(), own["recipe"], "argument recipe")
     param_space = _param_space(values.pop("param_space", {}), file)
@@ -81,8 +94,8 @@ def _search(values: dict[str, Any], file: Path, arguments: list[str]) -> tuple[S
         node = merged_into(node, nested(key, value), {"": Path(f"argument {key}")}, named=True)
     search = checked(SearchConfig, node, {"": file}, param_space=param_space)
     recipe = load_recipe(search.recipe)
-    recipe_overrides = {name: argument_value(type(recipe), name, text, name) for name, text in of_recipe.items()}
-    overrides = {name: argument_value(type(recipe), name, text, f"overrides.{name}") for name, text in fixed.items()}
+    recipe_overrides = {name: argument.read(type(recipe), name) for name, argument in of_recipe.items()}
+    overrides = {name: argument.read(type(recipe), name) for name, argument in fixed.items()}
     search = dataclasses.replace(search, overrides={**search.overrides, **overrides})
     check_fixed(param_space, search.overrides, f"{file}: overrides")
     check_fixed(param_space, recipe_overrides, "argument")

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import VideoMAEModel
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
+from latentsync_ray.latentsync.models.tensors import read_published
 from latentsync_ray.latentsync.syncnet.model import StableSyncNet
 
 
@@ -158,10 +158,10 @@ class LPIPS(ModelMixin, ConfigMixin):  # type: ignore[misc]
             linear_file: the linear weights of the `lpips` package (`lpips/weights/v0.1/vgg.pth`).
 
         Raises:
-            UserError: a tensor is missing or has another shape.
+            UserError: a file cannot be read, or a tensor is missing or has another shape.
         """
-        linear = {key: value for key, value in _load_tensors(linear_file).items() if key.startswith("lin")}
-        vgg16 = {key: value for key, value in _load_tensors(vgg16_file).items() if key.startswith("features.")}
+        linear = {key: value for key, value in read_published(Path(linear_file)).items() if key.startswith("lin")}
+        vgg16 = {key: value for key, value in read_published(Path(vgg16_file)).items() if key.startswith("features.")}
         channels: list[int] = []
         while (weight := linear.get(f"lin{len(channels)}.model.1.weight")) is not None:
             channels.append(weight.shape[1])
@@ -226,15 +226,6 @@ class _LinearWeights(nn.Module):
         nn.init.ones_(
             self.get_parameter("model.1.weight")
         )  # the plain distance; a weight below 0 would reward differences
-
-
-def _load_tensors(file: Path | str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor]
-    if Path(file).suffix == ".safetensors":
-        tensors = load_file(file)
-    else:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    return tensors
 
 
 # --- TREPA --------------------------------------------------------------------

@@ -8,16 +8,10 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from latentsync_ray.cluster.connection import (  # sets what Ray reads when imported
-    check_resources,
-    cluster,
-    nodes_come_and_go,
-    outlives_this_process,
-)
-
-# isort: split
 import ray
 
+from latentsync_ray.cluster.connection import cluster, outlives_this_process
+from latentsync_ray.cluster.resources import check_resources, nodes_come_and_go
 from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
@@ -27,11 +21,11 @@ from latentsync_ray.engine.start import StartedEngine, start_engine
 from latentsync_ray.store import Store
 
 
-def launch(search: SearchConfig, recipe: Recipe) -> int:
+def launch(search: SearchConfig, recipe: Recipe) -> tuple[int, str]:
     """Runs a search, or goes on with it, on the cluster that there is or on this machine.
 
     Returns:
-        The exit status that `search.run_search` gives.
+        What `search.run_search` returns: the exit status, and the folder or URI of the results.
 
     Raises:
         UserError: Something is wrong with what the user gave.
@@ -48,9 +42,7 @@ def launch(search: SearchConfig, recipe: Recipe) -> int:
                 run_search,  # torch and diffusers load beside the engine's first workers
             )
 
-            exit_status, results = run_search(search, recipe, store, engine, dashboard, started)
-    print(f"results: {results}", flush=True)  # the last line: until here Ray may print one of its own
-    return exit_status
+            return run_search(search, recipe, store, engine, dashboard, started)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from latentsync_ray.cluster.connection import nodes_come_and_go
+from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.plain import Settings, settings, without

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray import tune
 
-from latentsync_ray.cluster.connection import TRIAL_MEMORY_BYTES
+from latentsync_ray.cluster.resources import TRIAL_MEMORY_BYTES
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import SECOND_STAGE

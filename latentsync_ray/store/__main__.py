@@ -1,9 +1,9 @@
 """Looks after a store: what it holds, a segment's lineage, whether all is whole, what can go.
 
-python -m latentsync_ray.store STORAGE list [--metric val/sync]
-python -m latentsync_ray.store STORAGE lineage KEY          # the beginning of a key is enough
-python -m latentsync_ray.store STORAGE verify               # exit status 1 if something is damaged; changes nothing
-python -m latentsync_ray.store STORAGE collect [--keep-best] [--drop]
+latentsync-ray store STORAGE list [--metric val/sync]
+latentsync-ray store STORAGE lineage KEY          # the beginning of a key is enough
+latentsync-ray store STORAGE verify               # exit status 1 if something is damaged; changes nothing
+latentsync-ray store STORAGE collect [--keep-best] [--drop]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.cli import run_cli
+from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
@@ -25,7 +25,7 @@ _KEY_LENGTH = 12
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and does what it says. Returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m latentsync_ray.store", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog=program("store"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("storage", help="the folder or URI that searches were given")
     commands = parser.add_subparsers(dest="command", required=True)

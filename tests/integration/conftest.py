@@ -16,13 +16,14 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 
 from helpers import Outcome, results_folder, write_search
 
+from latentsync_ray.cluster.environment import set_ray_environment
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray cluster on this machine, for all tests of a module."""
+    set_ray_environment()
     import ray
-
-    import latentsync_ray.cluster.connection as _  # noqa: F401  (sets what Ray reads from the environment)
 
     ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False, object_store_memory=200 * 2**20)
     yield

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +31,10 @@ def test_all_name_the_ray_that_is_installed() -> None:
     assert load("aws.yaml")["docker"]["image"] == image
     assert f"FROM {image}\n" in (FOLDER / "Dockerfile").read_text()
     assert load("kuberay.yaml")["spec"]["rayVersion"] == version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ray,) = [need for need in map(Requirement, project["dependencies"]) if need.name == "ray"]
+    major, minor, _ = map(int, version.split("."))
+    assert ray.specifier.contains(version) and not ray.specifier.contains(f"{major}.{minor + 1}.0")
 
 
 def test_the_head_trains_nothing() -> None:

@@ -21,7 +21,7 @@ from latentsync_ray.latentsync.data.media import Clip, face_mask, from_pcm, mel_
 from latentsync_ray.latentsync.models.autoencoder import encode_latents, load_autoencoder
 from latentsync_ray.latentsync.preparation.encode import AudioEncoder
 from latentsync_ray.latentsync.preparation.prepare import held_out, prepare
-from latentsync_ray.preprocess import find_sources
+from latentsync_ray.latentsync.preparation.run import find_sources
 
 RESOLUTION, WIDTH, CHUNK_SECONDS = 32, 16, 1
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import queue
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 # Ray reads these when it is imported; `cluster` sets more.
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for the next look, 2 s by default
-
 import ray
 import ray.train
 import torch
@@ -27,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.folders import new_folder
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns
@@ -214,8 +210,6 @@ def _write_network(
     """Writes the network's folder with its figures, which appears at once."""
     syncnet = build_syncnet(config)
     syncnet.load_state_dict(model_weights(state))
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch) / "syncnet"
+    with new_folder(output) as folder:
         syncnet.save_pretrained(folder)
         (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-        folder.rename(output)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from latentsync_ray.cluster import connection as cluster
-from latentsync_ray.cluster.connection import check_resources, lacking
+from latentsync_ray.cluster import resources
+from latentsync_ray.cluster.resources import check_resources, lacking
 from latentsync_ray.config.domains import read_domain
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
@@ -62,7 +63,7 @@ def recipe() -> Recipe:
 
 
 def seen(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, Any]) -> None:
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, **node} for node in nodes])
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, **node} for node in nodes])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.cluster.connection import _group_sizes
+from latentsync_ray.cluster.resources import _group_sizes
 from latentsync_ray.config.domains import Choice, Domain, Grid, RandInt
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
@@ -17,7 +17,7 @@ from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig, TrialSchedulerConfig
 from latentsync_ray.config.searchfiles import load_search
-from latentsync_ray.plan import plan_trials
+from latentsync_ray.planning.plan import plan_trials
 from latentsync_ray.report.trials import Ends, TrialLog
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.schedulers import make_scheduler

@@ -24,7 +24,8 @@ from latentsync_ray.latentsync.config import (
     LatentSyncStage,
 )
 from latentsync_ray.latentsync.data.config import DataConfig
-from latentsync_ray.plan import Simulated, distinct_segments, main, plan_trials, simulate
+from latentsync_ray.plan import main
+from latentsync_ray.planning.plan import Plan, Simulated, plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs, RandomRungs
 from latentsync_ray.search.suggestions import tune_domain
 
@@ -115,7 +116,7 @@ def test_a_simulated_search_trains_what_is_enumerated_once(
     recipe = replace(recipe, transition=replace(recipe.transition, min_step=keep_from))
     trials = plan_trials(search, recipe)
     simulated = simulate(search, recipe, trials, num_gpus, COSTS)
-    enumerated = distinct_segments(trials)
+    enumerated = Plan(search, trials).segments
     assert Counter(segment.key for segment in simulated.shared.trained) == Counter(enumerated.keys())
     assert simulated.bound_gpu_seconds == sum(COSTS.gpu_seconds(segment) for segment in enumerated.values())
     assert simulated.shared.gpu_seconds >= simulated.bound_gpu_seconds
