@@ -248,6 +248,22 @@ def test_two_failures_of_a_key_give_it_up() -> None:
     assert not made.book.orders
 
 
+def test_what_waits_for_a_state_that_will_not_come_fails_with_it() -> None:
+    made = dispatcher(num_groups=2)
+    one, two, three = lineage(0, "abc")
+    made.add_done(one, state_kept=False)
+    made.add_done(two, state_kept=False)
+    made.ask(three, "t0")
+    for number in range(MAX_FAILURES):
+        order = made.assignment.assign("group-1", 0.0)
+        assert order is not None and order.segment == one
+        order.diverged = True
+        given_up = made.fail("group-1", f"fault {number}", 0.0)
+    assert [order.segment for order in given_up] == [one, two, three]
+    assert all(order.diverged and order.errors[-1] == "fault 1" for order in given_up)
+    assert not made.book.orders
+
+
 def test_a_key_that_loses_its_processes_again_and_again_is_given_up() -> None:
     made = dispatcher(num_groups=0)
     segment = lineage(1)[0]
@@ -448,7 +464,7 @@ def test_groups_stop_when_idle_and_sooner_if_only_work_of_other_sizes_waits() ->
 
 
 def test_once_nothing_may_begin_free_groups_stop() -> None:
-    made = dispatcher(max_groups=3, num_groups=2)
+    made = dispatcher(max_groups=3, num_groups=2, idle=1000.0)
     made.assignment.start_group(1)
     for name, trial in (("a", "t0"), ("b", "t1")):
         made.ask(lineage(0, name)[0], trial)
