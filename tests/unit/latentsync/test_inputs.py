@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.config.loading import load_recipe, load_syncnet, with_overrides
+from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.inputs import prepared_clips, ready_inputs, source_fingerprint
 from latentsync_ray.latentsync.models.pretrained import hub_revision
+from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.latentsync.syncnet.training import build_syncnet
 from latentsync_ray.store import Store
 
