@@ -33,10 +33,20 @@ from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import TrialRecipe
+from latentsync_ray.engine.decisions import StartGroup, StopGroup
 from latentsync_ray.engine.dispatcher import Dispatcher
-from latentsync_ray.engine.engine import MAX_CALLS, Engine, EngineSetup
-from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerSetup
-from latentsync_ray.latentsync.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.engine.engine import Engine
+from latentsync_ray.engine.messages import (
+    EngineSetup,
+    Finished,
+    GroupSetup,
+    SegmentOutcome,
+    StoredState,
+    Timings,
+    WorkerOrder,
+    WorkerSetup,
+)
+from latentsync_ray.engine.start import MAX_CALLS
 
 SHARED, OWN = 2, 10
 NUM_GROUPS = 8
@@ -75,7 +85,8 @@ class InProcess:
             self._advance(trial, walks, waiting)
         while waiting:
             self.now += 1.0
-            for group in [group.name for group in self.dispatcher.groups.values() if group.order is not None]:
+            groups = self.dispatcher.assignment.groups.values()
+            for group in [group.name for group in groups if group.order is not None]:
                 segment = self.dispatcher.finish(group, self.now).segment
                 self.num_trained += 1
                 self._hand_out()
@@ -89,7 +100,7 @@ class InProcess:
         started = time.process_time()
         for trial in range(num_trials):
             for segment in walk(trial, SETTINGS):
-                assert segment.key in self.dispatcher.done
+                assert segment.key in self.dispatcher.states.done
                 self._give(segment, f"known-{trial}")
         return time.process_time() - started
 
@@ -97,29 +108,27 @@ class InProcess:
         """A trial asks for its next segment, or ends."""
         segment = next(walks[trial], None)
         if segment is None:
-            self.dispatcher.leave(trial)
+            self.dispatcher.end_trial(trial)
         else:
-            assert self.dispatcher.missing_ancestor(segment) is None
+            assert self.dispatcher.book.missing_ancestor(segment) is None
             self.dispatcher.ask(segment, trial)
             waiting[segment.key].append(trial)
         self._hand_out()
 
     def _give(self, segment: Segment, trial: str) -> None:
-        self.dispatcher.dropped(self.dispatcher.give(segment, trial))
+        self.dispatcher.drop(self.dispatcher.give(segment, trial))
         self.num_given += 1
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """As `Engine._poke` does after everything that happens."""
-        groups = self.dispatcher.groups.values() if self.dispatcher.any_ready() else []
-        for group in [group.name for group in groups if group.order is None]:
-            self.dispatcher.assign(group, self.now)
-        for num_workers in self.dispatcher.groups_to_start():
-            self.dispatcher.add_group(f"group-{len(self.dispatcher.groups)}", num_workers)
-        assert self.dispatcher.group_to_stop() is None
+        """As the engine does after everything that happens; groups are up at once."""
+        for decision in self.dispatcher.decide(self.now):
+            assert not isinstance(decision, StopGroup)
+            if isinstance(decision, StartGroup):
+                self.dispatcher.assignment.up(decision.group, self.now)
 
 
-INPUTS = WorkerSetup("none", ComponentsConfig(vae="none"), ValidationConfig(), 16)
+INPUTS = WorkerSetup({})
 
 
 def engine_setup(storage: str, name: str) -> EngineSetup:
@@ -128,16 +137,12 @@ def engine_setup(storage: str, name: str) -> EngineSetup:
     return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
 
 
-def outcome_of(order: Any) -> SegmentOutcome:
+def outcome_of(order: WorkerOrder) -> SegmentOutcome:
     """What a worker would report."""
-    return {
-        "metrics": METRICS,
-        "state": {"status": "kept", "sha256": order["segment"]["parent"], "bytes": 0},
-        "timings": {"restore_seconds": 0.0, "train_seconds": 0.0, "validate_seconds": 0.0},
-    }
+    return SegmentOutcome(METRICS, StoredState(order.segment.parent, 0), Timings(0.0, 0.0, 0.0))
 
 
-async def walk_all(run: Any, leave: Any, name: str, num_trials: int, settings: Mapping[str, Any]) -> None:
+async def walk_all(run: Any, end_trial: Any, name: str, num_trials: int, settings: Mapping[str, Any]) -> None:
     """Has so many trials walk to their ends, many at once."""
     at_once = asyncio.Semaphore(NUM_AT_ONCE)
 
@@ -146,11 +151,11 @@ async def walk_all(run: Any, leave: Any, name: str, num_trials: int, settings: M
             trial, last, ahead = f"{name}-{number}", "", {}
             for segment in walk(number, settings):
                 if segment.key not in ahead:  # as `Trial` has it
-                    answer = await run(trial, trial, "root", segment.to_dict())
-                    ahead = {segment.key: answer["metrics"], **answer["ahead"]}
+                    answer = await run(trial, trial, "root", segment)
+                    ahead = {segment.key: answer.metrics, **answer.ahead}
                 assert ahead[segment.key] == METRICS
                 last = segment.key
-            await leave(trial, trial, last)
+            await end_trial(trial, trial, last)
 
     await asyncio.gather(*(one(number) for number in range(num_trials)))
 
@@ -158,24 +163,21 @@ async def walk_all(run: Any, leave: Any, name: str, num_trials: int, settings: M
 class CalledDirectly(Engine):
     """An engine whose worker groups are coroutines that answer every order at once."""
 
-    def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.run_coroutine_threadsafe(self._work(run), loop)
-
-    async def _work(self, run: Any) -> None:
-        _, number = await self.join(run.name)
-        order = await self.next_order(run.name, number)
+    async def _run_group(self, name: str, num_workers: int) -> str | None:
+        _, number = await self.join(name)
+        order = await self.next_order(name, number)
         while order is not None:
-            order = await self.finished(run.name, number, outcome_of(order))
+            order = await self.order_finished(name, number, outcome_of(order))
             number += 1
-        await self._ended(run, None)
+        return None
 
 
 class Actor(CalledDirectly):
     """The same as an actor."""
 
-    async def nothing(self, trial: str, actor: str, root: str, values: dict[str, Any]) -> dict[str, Any]:
+    async def nothing(self, trial: str, process: str, root: str, segment: Segment) -> Finished:
         """A call with the arguments of `run`, and an answer of the size of its answers."""
-        return {"key": values["parent"], "metrics": METRICS, "cached": True, "ahead": {}}
+        return Finished(METRICS, cached=True, ahead={})
 
     async def peak_bytes(self) -> int:
         """Most memory of this process."""
@@ -185,9 +187,9 @@ class Actor(CalledDirectly):
 class ActorWithProcesses(Actor):
     """An engine whose worker groups are processes that answer every order at once."""
 
-    def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
-        ray.get(_work.remote(self._setup.groups.engine, run.name))
-        asyncio.run_coroutine_threadsafe(self._ended(run, None), loop)
+    async def _run_group(self, name: str, num_workers: int) -> str | None:
+        await _work.remote(self._setup.groups.engine, name)
+        return None
 
 
 @ray.remote(num_cpus=0)
@@ -196,7 +198,7 @@ def _work(engine_name: str, group: str) -> None:
     _, number = ray.get(engine.join.remote(group))
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
-        order = ray.get(engine.finished.remote(group, number, outcome_of(order)))
+        order = ray.get(engine.order_finished.remote(group, number, outcome_of(order)))
         number += 1
 
 
@@ -217,9 +219,9 @@ async def engine_directly(num_trials: int, settings: Mapping[str, Any]) -> dict[
         engine = CalledDirectly(engine_setup(storage, "none"))
         serving = asyncio.create_task(engine.serve("searches/scale", INPUTS))
         started = time.perf_counter()
-        await walk_all(engine.run, engine.leave, "new", num_trials, settings)
+        await walk_all(engine.run, engine.end_trial, "new", num_trials, settings)
         walked = time.perf_counter()
-        await walk_all(engine.run, engine.leave, "known", num_trials, settings)
+        await walk_all(engine.run, engine.end_trial, "known", num_trials, settings)
         ended = time.perf_counter()
         await engine.stop()
         await serving
@@ -241,7 +243,7 @@ def engine_actor(kind: type[Actor], num_trials: int, settings: Mapping[str, Any]
         }
         for what, (call, num) in calls.items():
             started = time.perf_counter()
-            asyncio.run(walk_all(call.remote, engine.leave.remote, what, num_trials, settings))
+            asyncio.run(walk_all(call.remote, engine.end_trial.remote, what, num_trials, settings))
             figures[what] = (time.perf_counter() - started) / num
         peak = ray.get(engine.peak_bytes.remote())
         ray.get(engine.stop.remote())

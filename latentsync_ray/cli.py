@@ -10,13 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.errors import Terminated, UserError
 
 SCRIPT = "latentsync-ray"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the command cleans up and ends, as after Ctrl-C."""
 
 
 def program(command: str | None = None) -> str:

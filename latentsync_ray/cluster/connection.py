@@ -27,8 +27,8 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed tr
 
 import ray
 
-from latentsync_ray.cli import Terminated
-from latentsync_ray.config.errors import UserError
+from latentsync_ray.cluster.ray_internals import cluster_started_here
+from latentsync_ray.config.errors import Terminated, UserError
 from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
@@ -68,7 +68,7 @@ def _connected() -> str:
         )
     except SystemExit:  # Ray's way, while it starts
         raise Terminated from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises this very class where a node is slow to start
         reason = " ".join(str(error).split())
         raise UserError(
             f"Ray: cannot be started or joined here ({reason}); see RAY_TMPDIR, RAY_ADDRESS and the free memory"
@@ -105,7 +105,7 @@ def _check_address(address: str) -> None:
 
 def outlives_this_process() -> bool:
     """Whether the cluster that this process is connected to was started by somebody else."""
-    return not ray._private.worker._global_node.is_head()  # Ray has no public way to tell
+    return not cluster_started_here()
 
 
 def check_resources(search: SearchConfig, recipe: Recipe) -> list[str]:

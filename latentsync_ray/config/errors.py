@@ -12,6 +12,10 @@ class UserError(Exception):
     """A mistake that the user can mend: one clear line, exit status 2, no traceback."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the command cleans up and ends, as after Ctrl-C."""
+
+
 def seed_complaints(seed: int) -> Iterator[Complaint]:
     """The rule of every seed."""
     if seed < 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.core.hashing import digest
@@ -54,6 +55,37 @@ class Segment:
         assert isinstance(num_workers, int)
         return num_workers
 
+    def sharing_config(self, other: Segment) -> Segment:
+        """The same segment with the settings object of another one, if the two are equal.
+
+        Settings take 8 kB, so that a process with 100,000 segments must not hold them once for each.
+        """
+        if other.config is self.config or other.config != self.config:
+            return self
+        values = self.parent, self.stage, other.config, *self._steps_and_seed
+        return _with_key(values, self.key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Passes the key to another process, which need not compute it again."""
+        return _with_key, ((self.parent, self.stage, self.config, *self._steps_and_seed), self.key)
+
+    @property
+    def _steps_and_seed(self) -> tuple[int, int, int, int]:
+        return self.start_step, self.stage_start_step, self.end_step, self.seed
+
     def to_dict(self) -> Settings:
         """Plain values, for JSON; `Segment(**values)` reads them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+
+_FIELDS = ("parent", "stage", "config", "start_step", "stage_start_step", "end_step", "seed")
+"""The arguments of `Segment`, in order."""
+
+
+def _with_key(values: tuple[Any, ...], key: str) -> Segment:
+    """A segment from its fields and the key that they have."""
+    segment = Segment.__new__(Segment)
+    for name, value in zip(_FIELDS, values, strict=True):
+        object.__setattr__(segment, name, value)
+    object.__setattr__(segment, "key", key)
+    return segment

@@ -1,12 +1,10 @@
-"""What a search may spend, and what it has spent over all of its calls."""
+"""What a search may spend, and which budget is used up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig
-from latentsync_ray.store import SPENT_FILE, DamagedEntryError, Store
 
 _GIGABYTE = 1e9
 
@@ -21,8 +19,29 @@ class Spent:
     """Time that its engine was up."""
 
 
-def exceeded(budget: BudgetConfig, spent: Spent, stored_bytes: int) -> str | None:
-    """Names the first budget that is used up, with both figures; None if there is room in all."""
+@dataclass(frozen=True)
+class Exceeded:
+    """A budget that is used up."""
+
+    budget: str
+    """Its name in the section `budget`."""
+    used: float
+    """How much is used, in the budget's unit."""
+    limit: float
+    """How much may be used."""
+
+    def __str__(self) -> str:
+        """A line for the user."""
+        return f"budget.{self.budget}: {self.used:.4g} of {self.limit:g} are used"
+
+    @property
+    def is_storage(self) -> bool:
+        """Whether deleting states helps."""
+        return self.budget == "storage_gb"
+
+
+def exceeded(budget: BudgetConfig, spent: Spent, stored_bytes: int) -> Exceeded | None:
+    """The first budget that is used up; None if there is room in all."""
     used = {
         "gpu_hours": spent.worker_seconds / 3600,
         "wall_hours": spent.wall_seconds / 3600,
@@ -31,21 +50,5 @@ def exceeded(budget: BudgetConfig, spent: Spent, stored_bytes: int) -> str | Non
     for name, amount in used.items():
         limit = getattr(budget, name)
         if limit is not None and amount >= limit:
-            return f"budget.{name}: {amount:.4g} of {limit:g} are used"
+            return Exceeded(name, amount, limit)
     return None
-
-
-def read_spent(store: Store, folder: str) -> Spent:
-    """What the calls of a search have used, nothing if there was none.
-
-    Args:
-        store: Where the search is kept.
-        folder: The search's folder below the store's root.
-
-    Raises:
-        UserError: The file is not what was written.
-    """
-    try:
-        return Spent(**(store.read_json(f"{folder}/{SPENT_FILE}") or {}))
-    except DamagedEntryError as error:
-        raise UserError(f"{error}, so what was spent is not known; delete it to begin at 0") from None

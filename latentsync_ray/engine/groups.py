@@ -7,16 +7,22 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from ray.util.state import list_actors, list_placement_groups
-from ray.util.state.exception import RayStateApiException
 
+from latentsync_ray.cluster.ray_internals import (
+    CLEANER,
+    CONTROLLER,
+    PREEMPTION_WATCHER,
+    WORKER,
+    NoDashboardError,
+    living_actors,
+    placement_groups,
+    remove_placement_groups,
+)
 from latentsync_ray.config.search import WorkersConfig
 from latentsync_ray.engine.messages import GroupSetup
 
@@ -25,11 +31,7 @@ logger = logging.getLogger(__name__)
 MAX_RESTARTS = 3
 """Restarts of its workers that Ray Train makes in one group's life; then the engine starts a new group."""
 _GONE_SECONDS = 10.0
-"""So long at most it takes a controller to end after its engine."""
-_MOST = 10_000
-"""Entries that Ray's state API lists at most."""
-_API_SERVER = "RAY_API_SERVER_ADDRESS"
-"""Variable by which Ray's state API is told which cluster to ask."""
+"""A controller ends at most this long after its engine."""
 
 
 def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
@@ -47,8 +49,7 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    # Ray Train hands it to its controller, which starts a process for each group that watches for notices.
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if setup.preemptible else "0"
+    os.environ[PREEMPTION_WATCHER] = "1" if setup.preemptible else "0"  # Ray Train hands it to its controller
     try:
         TorchTrainer(
             _train_loop,
@@ -68,10 +69,6 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     return None
 
 
-class NoDashboardError(Exception):
-    """The cluster has no dashboard, of which Ray asks who has reserved what."""
-
-
 def empty_places(workers: WorkersConfig) -> set[str]:
     """Ids of this job's placement groups that are reserved for workers and have none in them.
 
@@ -82,15 +79,9 @@ def empty_places(workers: WorkersConfig) -> set[str]:
     Raises:
         NoDashboardError: It is not known.
     """
-    taken = {actor.placement_group_id for actor in _living("RayTrainWorker")}
+    taken = {actor.placement_group_id for actor in living_actors(WORKER)}
     places = {place.placement_group_id for place in _places(workers) if place.state == "CREATED"}
     return places - taken
-
-
-def remove_places(places: Iterable[str]) -> None:
-    """Gives back what placement groups have reserved."""
-    for place in places:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place))))
 
 
 def remove_what_is_left(workers: WorkersConfig) -> None:
@@ -103,10 +94,10 @@ def remove_what_is_left(workers: WorkersConfig) -> None:
     """
     end = time.monotonic() + _GONE_SECONDS
     try:
-        while _living("TrainController") and time.monotonic() < end:
+        while living_actors(CONTROLLER) and time.monotonic() < end:
             time.sleep(0.1)
-        remove_places(place.placement_group_id for place in _places(workers))
-        while (cleaners := _living("PlacementGroupCleaner")) and time.monotonic() < end:
+        remove_placement_groups(place.placement_group_id for place in _places(workers))
+        while (cleaners := living_actors(CLEANER)) and time.monotonic() < end:
             for cleaner in cleaners:
                 if cleaner.state == "ALIVE" and cleaner.pid:
                     on_its_node = NodeAffinitySchedulingStrategy(cleaner.node_id, soft=False)
@@ -123,50 +114,9 @@ def _end_process(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _living(class_name: str) -> list[Any]:
-    """This job's actors of a class that are or will be alive."""
-    job = ("job_id", "=", ray.get_runtime_context().get_job_id())
-    return _listed(list_actors, [job, ("class_name", "=", class_name), ("state", "!=", "DEAD")])
-
-
 def _places(workers: WorkersConfig) -> list[Any]:
-    """This job's placement groups for workers."""
-    job = ("creator_job_id", "=", ray.get_runtime_context().get_job_id())
-    places = _listed(list_placement_groups, [job, ("state", "!=", "REMOVED")])
-    return [place for place in places if _is_for_workers(place, workers)]
-
-
-def _listed(list_what: Callable[..., list[Any]], filters: list[tuple[str, str, str]]) -> list[Any]:
-    """Asks Ray's state API about the cluster of this process."""
-    try:
-        with _this_cluster():
-            return list_what(filters=filters, detail=True, limit=_MOST)
-    except (RayStateApiException, ValueError) as error:
-        raise NoDashboardError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _this_cluster() -> Iterator[None]:
-    """Has Ray's state API ask the cluster of this process, for it prefers RAY_ADDRESS to any argument.
-
-    That may say `local`, which among several clusters on a machine names none
-    (ray/dashboard/utils.py, get_address_for_submission_client).
-    """
-    before = os.environ.get(_API_SERVER)
-    os.environ[_API_SERVER] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_API_SERVER]
-        else:
-            os.environ[_API_SERVER] = before
-
-
-def _is_for_workers(place: Any, workers: WorkersConfig) -> bool:
-    """Whether a placement group is for workers, not for trials."""
-    asked = {name: float(amount) for name, amount in _resources(workers).items() if amount}
-    return all(bundle["unit_resources"] == asked for bundle in place.bundles)
+    """This job's placement groups for workers, not for trials."""
+    return placement_groups({name: float(amount) for name, amount in _resources(workers).items() if amount})
 
 
 def _resources(workers: WorkersConfig) -> dict[str, float]:

@@ -1,12 +1,60 @@
-"""What passes between the engine and its worker groups. Light to import: the engine needs none of the networks."""
+"""What passes between trials, the engine and its worker groups.
+
+Light to import: trials need neither torch nor the store, and the engine needs none of the networks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 
 from latentsync_ray.config.plain import Settings
-from latentsync_ray.config.search import WorkersConfig
+from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.engine.budget import Exceeded
+
+Metrics = Mapping[str, float]
+"""By name."""
+
+
+# Answers to a trial that asks for a segment
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The segment is trained."""
+
+    metrics: Metrics
+    """At its end."""
+    cached: bool
+    """Whether it was found or shared, rather than trained for this trial first."""
+    ahead: Mapping[str, Metrics]
+    """Key -> metrics of finished segments for which the trial need not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The segment cannot be trained."""
+
+    error: str
+    """One line."""
+    diverged: bool = False
+    """Whether that was numbers that are not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The segment is not trained, since a budget is used up."""
+
+    by: Exceeded
+    """Which."""
+
+
+Answer = Finished | Failed | Unfinished
+
+
+# Between the engine and its worker groups
 
 
 @dataclass(frozen=True)
@@ -28,6 +76,20 @@ class GroupSetup:
 
 
 @dataclass(frozen=True)
+class EngineSetup:
+    """What an engine is for."""
+
+    groups: GroupSetup
+    """What worker groups are started with; its `engine` is this actor's name."""
+    keep_first_stage_from: int
+    """Stage-one states from this global_step on are kept."""
+    budget: BudgetConfig
+    """What the search may spend."""
+    num_trials: int
+    """How many trials there will be in all."""
+
+
+@dataclass(frozen=True)
 class WorkerSetup:
     """What a worker needs besides its orders, from when the inputs are ready."""
 
@@ -35,20 +97,130 @@ class WorkerSetup:
     """The recipe as plain data, with the places of its inputs."""
 
 
-class WorkerOrder(TypedDict):
+@dataclass(frozen=True, slots=True)
+class ParentState:
+    """The stored state that a segment starts from."""
+
+    stage: str
+    """The stage that it belongs to."""
+    sha256: str
+    """Of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOrder:
     """One segment to train."""
 
-    segment: dict[str, Any]
-    """As `Segment.to_dict` gives it."""
-    parent_state: dict[str, Any] | None
-    """The entry `state` of the parent's record; None at step 0."""
-    parent_stage: str
-    """The stage that the parent's state belongs to; empty at step 0."""
+    segment: Segment
+    """What to train."""
+    parent: ParentState | None
+    """What it starts from; None at step 0."""
 
 
-class SegmentOutcome(TypedDict):
-    """What the engine needs to know of a segment that was trained and published; the entries of its record."""
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A state as a segment's record has it."""
 
-    metrics: dict[str, float]
-    state: dict[str, Any]
-    timings: dict[str, float]
+    sha256: str
+    """Of the file."""
+    num_bytes: int
+    """Of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long the parts of an order took."""
+
+    restore_seconds: float
+    train_seconds: float
+    validate_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOutcome:
+    """A segment that was trained and published, as far as the engine needs to know."""
+
+    metrics: Metrics
+    state: StoredState
+    timings: Timings
+
+
+class Fault(Enum):
+    """What kind of error kept a worker from training an order."""
+
+    ERROR = "error"
+    DIVERGED = "diverged"
+    """Numbers are not finite."""
+    STORAGE = "storage"
+    """The storage cannot be written, so nobody can be helped any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFailure:
+    """Why a rank could not train its order."""
+
+    error: str
+    """One line."""
+    fault: Fault
+    """What kind of error."""
+    restarting: bool
+    """Whether the ranks end, so that Ray Train starts new ones."""
+    lost_parent: str | None
+    """Key of the parent, if its stored state is damaged or gone."""
+
+
+# From the engine to the driver
+
+
+@dataclass(frozen=True, slots=True)
+class StageTotals:
+    """What was trained of a stage in this call of the search."""
+
+    num_steps: int = 0
+    restore_seconds: float = 0.0
+    train_seconds: float = 0.0
+    validate_seconds: float = 0.0
+
+    def __add__(self, other: StageTotals) -> StageTotals:
+        """Both together."""
+        return StageTotals(
+            self.num_steps + other.num_steps,
+            self.restore_seconds + other.restore_seconds,
+            self.train_seconds + other.train_seconds,
+            self.validate_seconds + other.validate_seconds,
+        )
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of training and its share of validation."""
+        return (self.train_seconds + self.validate_seconds) / self.num_steps
+
+
+@dataclass(frozen=True, slots=True)
+class InTraining:
+    """A segment that a group trains now."""
+
+    group: str
+    segment: Segment
+    num_waiters: int
+    """How many trials wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What is going on, for the live view and the summary."""
+
+    training: tuple[InTraining, ...] = ()
+    num_groups: int = 0
+    """Worker groups, those that start included."""
+    num_starting: int = 0
+    num_queued: int = 0
+    """Segments that nobody trains yet."""
+    trained: Mapping[str, StageTotals] = field(default_factory=dict)
+    """By stage."""
+    worker_seconds: float = 0.0
+    """Time that worker processes were held."""
+    notices: tuple[str, ...] = ()
+    """What the user should know, a line each."""
+    stopped_by: Exceeded | None = None
+    """The budget that ends the search, once all that had begun is finished and trials have what is stored."""

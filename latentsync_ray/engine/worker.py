@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
@@ -21,7 +22,16 @@ from latentsync_ray.config.loading import recipe_from_plain, stage_config
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.training import Training, TrainingSetup, load_training
 from latentsync_ray.engine.environment import environment
-from latentsync_ray.engine.messages import GroupSetup, SegmentOutcome, WorkerOrder, WorkerSetup
+from latentsync_ray.engine.messages import (
+    Fault,
+    GroupSetup,
+    OrderFailure,
+    SegmentOutcome,
+    StoredState,
+    Timings,
+    WorkerOrder,
+    WorkerSetup,
+)
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
@@ -48,23 +58,24 @@ def train_loop(config: dict[str, Any]) -> None:
             raise
         except _PreemptedError:
             if rank == 0:
-                ray.get(engine.leaves.remote(group, number))
+                ray.get(engine.group_preempted.remote(group, number))
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            lost_parent = order["segment"]["parent"] if isinstance(error, DamagedEntryError) else None
+            lost_parent = order.segment.parent if isinstance(error, DamagedEntryError) else None
             explained = isinstance(error, UserError | FloatingPointError)
             message = str(error) if explained else f"{type(error).__name__}: {error}"
             one_line = " ".join(message.split())
-            fault = "diverged" if isinstance(error, FloatingPointError) else "error"
-            fault = "storage" if isinstance(error, StorageError) else fault
+            fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
+            fault = Fault.STORAGE if isinstance(error, StorageError) else fault
             # Other ranks may hang in a collective operation that this one has left: all of them start anew.
             restarting = world_size > 1
-            ray.get(engine.failed.remote(group, number, one_line, fault, restarting, lost_parent))
+            failure = OrderFailure(one_line, fault, restarting, lost_parent)
+            ray.get(engine.order_failed.remote(group, number, failure))
             if restarting:
                 raise
         if outcome is not None:
-            following = engine.finished.remote(group, number, outcome)
+            following = engine.order_finished.remote(group, number, outcome)
         else:
             following = engine.next_order.remote(group, number + 1)
         number += 1
@@ -112,17 +123,17 @@ class _Worker:
         """
         try:
             ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
-            stands = ray.get(engine.holds.remote(self.group, number))
+            stands = ray.get(engine.order_stands.remote(self.group, number))
         except Exception as error:
             raise _LeftAloneError from error
         if not stands or os.getppid() != self.raylet:
             raise _LeftAloneError
         who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
-        self.store.log_execution(Segment(**order["segment"]).key, who)
+        self.store.log_execution(order.segment.key, who)
 
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
-        segment = Segment(**order["segment"])
+        segment = order.segment
         started = time.perf_counter()
         training, steps = self._restore(segment, order)
         restored = time.perf_counter()
@@ -155,6 +166,11 @@ class _Worker:
         picture = io.BytesIO()
         if preview is not None:
             Image.fromarray(preview.numpy()).save(picture, "PNG")
+        timings = Timings(
+            restore_seconds=restored - started,
+            train_seconds=trained - restored,
+            validate_seconds=validated - trained,
+        )
         record = {
             "segment": segment.to_dict(),
             "metrics": metrics,
@@ -162,14 +178,11 @@ class _Worker:
             "start_weights_sha256": self.start_sha256,
             "weights_sha256": weights_sha256(state),
             "environment": environment(),
-            "timings": {
-                "restore_seconds": restored - started,
-                "train_seconds": trained - restored,
-                "validate_seconds": validated - trained,
-            },
+            "timings": dataclasses.asdict(timings),
         }
         stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
-        return {"metrics": metrics, "state": stored["state"], "timings": stored["timings"]}
+        written = StoredState(stored["state"]["sha256"], stored["state"]["bytes"])
+        return SegmentOutcome(metrics, written, timings)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[dict[str, float]]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
@@ -185,16 +198,16 @@ class _Worker:
         self.start_sha256 = None  # it goes on with what it has
         if self.held == segment.parent and self.built == (segment.stage, segment.config):
             return training, []
-        state_stage = order["parent_stage"]
+        state_stage = order.parent.stage if order.parent is not None else ""
         partial, state = self._left_off(segment.key)
         if partial is not None:
             state_stage = segment.stage
-        elif order["parent_state"] is None:
+        elif order.parent is None:
             state = None
         elif self.held == segment.parent:
             state = training.state()
         else:
-            state = self.store.read_state(segment.parent, order["parent_state"])
+            state = self.store.read_state(segment.parent, {"sha256": order.parent.sha256})
         self.held = None
         training.build(segment.stage, config, state, state_stage)
         self.built = (segment.stage, segment.config)

@@ -22,7 +22,10 @@ _COMPONENTS = {"sync": "syncnet", "lpips": "lpips", "trepa": "video_encoder"}
 
 @dataclass(frozen=True)
 class ComponentsConfig:
-    """The frozen networks and the first weights; what begins with `.`, `/` or `~` is a path, all else a hub id."""
+    """The frozen networks and the first weights: each a path, or a hub id where no such path exists.
+
+    What begins with `.`, `/` or `~` is always a path.
+    """
 
     vae: str
     """AutoencoderKL or AutoencoderTiny (diffusers)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,4 +183,6 @@ def _own_clip(
     if own.mask is not None:
         mask = read_mask(own.mask, resolution)
     clip = read_clip(own.file, resolution)
+    for warning in clip.warnings:
+        print(f"warning: {clip.name}: {warning}", file=sys.stderr)
     return clip.name, clip_tensors(clip, vae, AudioEncoder(audio_encoder), mask), mask

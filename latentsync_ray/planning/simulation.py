@@ -16,7 +16,8 @@ from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
-from latentsync_ray.engine.dispatcher import LINGER_SECONDS, YIELD_SECONDS, Dispatcher
+from latentsync_ray.engine.decisions import YIELD_SECONDS, DecideAgain, StartGroup, StopGroup, TrainOrder
+from latentsync_ray.engine.dispatcher import Dispatcher
 
 THINK_SECONDS = 0.1
 """From a trial's answer to its next question: the way through Ray Tune."""
@@ -103,7 +104,8 @@ class Simulation:
         go_on: GoOn,
     ):
         sizes = {trial.recipe.num_workers(stage) for trial in trials for stage in STAGES}
-        self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from)
+        self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from, costs.idle_seconds)
+        self._groups = self._dispatcher.assignment.groups
         self._mixed = len(sizes) > 1
         self._unborn = deque(trials)
         self._max_concurrent = max_concurrent
@@ -111,11 +113,9 @@ class Simulation:
         self._walks: dict[int, Iterator[Segment]] = {}
         self._waiting: defaultdict[str, list[int]] = defaultdict(list)
         self._free_gpus = num_gpus
-        self._num_groups = 0
         self._unplaced: list[str] = []
         self._placed_at: dict[str, float] = {}
-        self._free_since: dict[str, float] = {}
-        self._poke_due = False
+        self._dispatch_due = False
         self._now, self._num_events = 0.0, 0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._outcome = Outcome()
@@ -148,81 +148,72 @@ class Simulation:
         segment = next(self._walks[trial], None)
         if segment is None:
             self._end(trial)
-        elif segment.key in self._dispatcher.done:
+        elif segment.key in self._dispatcher.states.done:
             self._answer(trial, segment)
         else:
             self._dispatcher.ask(segment, str(trial))
             self._waiting[segment.key].append(trial)
-            self._poke()
+            self._dispatch()
 
     def _answer(self, trial: int, segment: Segment) -> None:
         unneeded = self._dispatcher.give(segment, str(trial))
-        self._dispatcher.dropped(unneeded)
+        self._dispatcher.drop(unneeded)
         self._outcome.walked[trial].append(segment)
-        self._poke()
-        self._after(THINK_SECONDS, self._decide, trial, segment)
+        self._dispatch()
+        self._after(THINK_SECONDS, self._after_answer, trial, segment)
 
-    def _decide(self, trial: int, segment: Segment) -> None:
+    def _after_answer(self, trial: int, segment: Segment) -> None:
         self._ask(trial) if self._go_on(trial, segment) else self._end(trial)
 
     def _end(self, trial: int) -> None:
         del self._walks[trial]
-        self._dispatcher.leave(str(trial))
-        self._poke()
+        self._dispatcher.end_trial(str(trial))
+        self._dispatch()
         if self._unborn:
             self._begin()
 
-    # Groups, as the engine has them
+    # Groups
 
-    def _poke(self) -> None:
-        free = sorted(self._free_since) if self._dispatcher.any_ready() else []
-        for name in free:
-            order = self._dispatcher.assign(name, self._now)
-            if order is not None:
-                del self._free_since[name]
-                self._after(self._costs.seconds(order.segment), self._finish, name)
-        for num_workers in self._dispatcher.groups_to_start():
-            self._num_groups += 1
-            self._dispatcher.add_group(f"group-{self._num_groups}", num_workers)
-            self._unplaced.append(f"group-{self._num_groups}")
-        if self._mixed:
-            self._make_room()
+    def _dispatch(self, check_idle: bool = False) -> None:
+        """Carries out what the dispatcher decides, as the engine does; then groups that wait for GPUs get them."""
+        for decision in self._dispatcher.decide(self._now, check_idle=check_idle or self._mixed):
+            match decision:
+                case TrainOrder(group, order):
+                    self._after(self._costs.seconds(order.segment), self._finish, group)
+                case StartGroup(group):
+                    self._unplaced.append(group)
+                case StopGroup(group):
+                    self._give_back(group)
+                    self._after(0.0, self._dispatch)  # there may be room for another one
+                case DecideAgain(seconds) if not self._dispatch_due:
+                    self._dispatch_due = True
+                    self._after(seconds, self._dispatch_again)
         self._place()
-        in_the_way = self._dispatcher.group_to_stop()
-        if in_the_way is not None:
-            self._give_back(in_the_way)
-        if any(name in self._free_since for name in free) and self._dispatcher.any_ready() and not self._poke_due:
-            self._poke_due = True
-            self._after(LINGER_SECONDS, self._poke_again)
 
-    def _poke_again(self) -> None:
-        self._poke_due = False
-        self._poke()
-
-    def _make_room(self) -> None:
-        """Groups that have been free for a moment while only work of other sizes waits go back."""
-        for name in [name for name, since in self._free_since.items() if self._now - since > YIELD_SECONDS]:
-            if self._dispatcher.others_wait(self._dispatcher.groups[name].num_workers):
-                self._give_back(name)
+    def _dispatch_again(self) -> None:
+        self._dispatch_due = False
+        self._dispatch()
 
     def _place(self) -> None:
         """Groups that wait for GPUs get them, the one that has waited longest first."""
         for name in list(self._unplaced):
-            num_workers = self._dispatcher.groups[name].num_workers
+            num_workers = self._groups[name].num_workers
             if num_workers <= self._free_gpus:
                 self._unplaced.remove(name)
                 self._free_gpus -= num_workers
                 self._placed_at[name] = self._now
-                self._after(self._costs.startup_seconds, self._become_free, name)
+                self._after(self._costs.startup_seconds, self._come_up, name)
+
+    def _come_up(self, name: str) -> None:
+        if name in self._placed_at:  # otherwise it was in the way while it started
+            self._dispatcher.assignment.up(name, self._now)
+            self._become_free(name)
 
     def _become_free(self, name: str) -> None:
-        if name not in self._placed_at:
-            return  # it was in the way while it started
-        self._free_since[name] = self._now
-        self._poke()
-        self._after(self._costs.idle_seconds, self._give_back_if_idle, name, self._now)
+        self._dispatch()
+        self._after(self._costs.idle_seconds, self._stop_if_idle, name, self._now)
         if self._mixed:
-            self._after(YIELD_SECONDS + THINK_SECONDS, self._poke)
+            self._after(YIELD_SECONDS + THINK_SECONDS, self._dispatch)
 
     def _finish(self, name: str) -> None:
         segment = self._dispatcher.finish(name, self._now).segment
@@ -231,15 +222,14 @@ class Simulation:
         for trial in self._waiting.pop(segment.key, ()):
             self._answer(trial, segment)
 
-    def _give_back_if_idle(self, name: str, since: float) -> None:
-        if self._free_since.get(name) == since:
-            self._give_back(name)
-            self._poke()
+    def _stop_if_idle(self, name: str, since: float) -> None:
+        group = self._groups.get(name)
+        if group is not None and group.order is None and group.free_since == since:
+            self._dispatch(check_idle=True)
 
     def _give_back(self, name: str) -> None:
-        num_workers = self._dispatcher.groups[name].num_workers
-        self._dispatcher.remove_group(name, "not needed")
-        self._free_since.pop(name, None)
+        num_workers = self._groups[name].num_workers
+        self._dispatcher.end_group(name, "not needed", self._now)
         if name in self._placed_at:
             self._free_gpus += num_workers
             self._outcome.gpu_seconds += (self._now - self._placed_at.pop(name)) * num_workers

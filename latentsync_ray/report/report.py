@@ -12,12 +12,10 @@ from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.loading import recipe_files, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.page import report_html
 from latentsync_ray.report.trials import Ends, TrialLog, best_trial, num_distinct_steps, read_trials, write_trials
 from latentsync_ray.store import DamagedEntryError, Store
-
-NOTHING_DONE: dict[str, Any] = {"trained": {}, "worker_seconds": 0.0, "notices": [], "stopped_by": None}
-"""The engine's words on a run that needed no engine."""
 
 
 def read_finished(store: Store, folder: str) -> dict[int, TrialLog] | None:
@@ -49,7 +47,7 @@ def write_report(
     search: SearchConfig,
     recipe: Recipe,
     trials: dict[int, TrialLog],
-    status: dict[str, Any],
+    status: EngineStatus,
     exploits: list[dict[str, Any]],
     figures: Mapping[str, float],
     wall_seconds: float,
@@ -62,7 +60,7 @@ def write_report(
         search: What was asked.
         recipe: The recipe before a trial's own values.
         trials: What became of each trial.
-        status: The engine's last words.
+        status: The engine's at the end.
         exploits: Which trial became a clone of which.
         figures: What the training has measured of its inputs, by name.
         wall_seconds: Duration of this run.
@@ -87,28 +85,29 @@ def write_report(
     ends = Ends(recipe)
     without_sharing = sum(trial.num_steps for trial in trials.values())
     distinct = num_distinct_steps(trials)
+    by_status = {
+        s: sum(t.status == s for t in trials.values())
+        for s in ("finished", "stopped", "diverged", "failed", "unfinished")
+    }
     summary = {
         "best": best and _row(search, best),
         "trials": len(trials),
-        "trials_by_status": {
-            s: sum(t.status == s for t in trials.values())
-            for s in ("finished", "stopped", "diverged", "failed", "unfinished")
-        },
-        "steps_trained": sum(totals["num_steps"] for totals in status["trained"].values()),
+        "trials_by_status": by_status,
+        "steps_trained": sum(totals.num_steps for totals in status.trained.values()),
         "steps_distinct": distinct,
         "steps_without_sharing": without_sharing,
         "steps_unfinished": sum(
             sum(ends.steps_left(trial)) for trial in trials.values() if trial.status == "unfinished"
         ),
-        "stopped_by": status["stopped_by"],
+        "stopped_by": None if status.stopped_by is None else str(status.stopped_by),
         "sharing_factor": without_sharing / distinct if distinct else 1.0,
-        "gpu_seconds": status["worker_seconds"],
-        "train_seconds": sum(totals["train_seconds"] for totals in status["trained"].values()),
-        "validate_seconds": sum(totals["validate_seconds"] for totals in status["trained"].values()),
+        "gpu_seconds": status.worker_seconds,
+        "train_seconds": sum(totals.train_seconds for totals in status.trained.values()),
+        "validate_seconds": sum(totals.validate_seconds for totals in status.trained.values()),
         "wall_seconds": wall_seconds,
         "exploits": exploits,
         "inputs": dict(figures),
-        "notices": status["notices"],
+        "notices": list(status.notices),
     }
     store.write_json(f"{folder}/summary.json", summary)
     store.write_bytes(f"{folder}/report.html", report_html(search, trials, summary).encode())
@@ -124,10 +123,9 @@ def write_report(
         f"steps: {summary['steps_trained']} trained now, {distinct} distinct, {without_sharing} without sharing "
         f"(factor {summary['sharing_factor']:.2f})"
     )
-    by_status: dict[str, int] = summary["trials_by_status"]
     if by_status["unfinished"]:
         print(
-            f"stopped by {status['stopped_by']}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
+            f"stopped by {status.stopped_by}; unfinished: {by_status['unfinished']} of {len(trials)} trials, "
             f"at most {summary['steps_unfinished']} steps; raise it and run the same command again to go on"
         )
     return by_status["failed"] == 0 and by_status["finished"] > 0

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.search.progress import error_lines
 from latentsync_ray.search.trial import trial_number
 
@@ -33,7 +34,7 @@ class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
     """
 
     def __init__(self, engine: Any, clock: Callable[[], float] = time.monotonic):
-        self.stopped_by: str | None = None
+        self.stopped_by: Exceeded | None = None
         """The budget that ends the search."""
         self._engine, self._clock = engine, clock
         self._answer: ray.ObjectRef | None = None
@@ -76,7 +77,7 @@ class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
             self._next_look = self._clock() + _LOOK_SECONDS
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             answer, self._answer = self._answer, None
-            self.stopped_by = ray.get(answer)["stopped_by"]
+            self.stopped_by = ray.get(answer).stopped_by
 
     # What Ray Tune tells as a callback
 

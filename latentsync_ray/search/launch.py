@@ -21,9 +21,9 @@ import ray
 from latentsync_ray.config.lengths import extremes
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.engine.engine import EngineSetup, StartedEngine, start_engine
 from latentsync_ray.engine.groups import remove_what_is_left
-from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.engine.messages import EngineSetup, GroupSetup
+from latentsync_ray.engine.start import StartedEngine, start_engine
 from latentsync_ray.store import Store
 
 

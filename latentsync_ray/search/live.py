@@ -16,6 +16,7 @@ from rich.text import Text
 from latentsync_ray.config.lengths import longest_trial
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.trials import Ends, TrialLog
 from latentsync_ray.search.progress import Progress
 
@@ -67,8 +68,8 @@ class LiveView:
                 print("the live view ends here; the search goes on", flush=True)
                 return
 
-    def _show(self, status: dict[str, Any]) -> None:
-        notices = status["notices"]
+    def _show(self, status: EngineStatus) -> None:
+        notices = status.notices
         for line in notices[min(self._num_notices, len(notices)) :]:
             self._console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         self._num_notices = len(notices)
@@ -80,28 +81,28 @@ class LiveView:
             self._last_line = time.monotonic()
             self._console.print(headline, soft_wrap=True)
 
-    def _headline(self, status: dict[str, Any], trials: list[TrialLog]) -> Text:
+    def _headline(self, status: EngineStatus, trials: list[TrialLog]) -> Text:
         states = {
             state: sum(trial.status == state for trial in trials)
             for state in ("running", "finished", "stopped", "diverged", "failed")
         }
         asked = sum(trial.num_steps for trial in trials)
-        trained = sum(totals["num_steps"] for totals in status["trained"].values())
+        trained = sum(totals.num_steps for totals in status.trained.values())
         shared = f"{1 - trained / asked:.0%} shared" if asked else "nothing shared yet"
-        groups = f"{status['num_groups'] - status['num_starting']} worker groups, {status['num_starting']} starting"
+        groups = f"{status.num_groups - status.num_starting} worker groups, {status.num_starting} starting"
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         left = self._seconds_left(status, trials)
         elapsed = time.monotonic() - self._started
         return Text(
             f"{elapsed:4.0f} s  trials: {counts or 'none yet'}  steps: {trained} trained for {asked} ({shared})  "
-            f"{groups}, {status['num_queued']} segments queued  " + (f"about {left:.0f} s left" if left else "")
+            f"{groups}, {status.num_queued} segments queued  " + (f"about {left:.0f} s left" if left else "")
         )
 
-    def _training(self, status: dict[str, Any]) -> Text:
+    def _training(self, status: EngineStatus) -> Text:
         lines = [
-            f"{entry['group']}: {entry['stage']} steps {entry['start_step']} to {entry['end_step']} "
-            f"for {entry['waiters']} trials"
-            for entry in status["training"]
+            f"{now.group}: {now.segment.stage} steps {now.segment.start_step} to {now.segment.end_step} "
+            f"for {now.num_waiters} trials"
+            for now in status.training
         ]
         return Text("\n".join(lines) or "no segment is being trained")
 
@@ -125,12 +126,9 @@ class LiveView:
             )
         return table
 
-    def _seconds_left(self, status: dict[str, Any], trials: list[TrialLog]) -> float | None:
+    def _seconds_left(self, status: EngineStatus, trials: list[TrialLog]) -> float | None:
         """An upper estimate: every live trial runs to its end, and stage one is shared as far as it can be."""
-        per_step = {
-            stage: (totals["train_seconds"] + totals["validate_seconds"]) / totals["num_steps"]
-            for stage, totals in status["trained"].items()
-        }
+        per_step = {stage: totals.seconds_per_step for stage, totals in status.trained.items()}
         if "first_stage" not in per_step:
             return None
         first = per_step["first_stage"]
@@ -139,5 +137,5 @@ class LiveView:
         trunk = max((steps for steps, _ in left), default=0)
         num_to_begin = max(0, self._search.num_trials - len(trials))
         branches = num_to_begin * self._longest.second_stage + sum(steps for _, steps in left)
-        groups = max(1, min(self._search.workers.max_groups, status["num_groups"]))
+        groups = max(1, min(self._search.workers.max_groups, status.num_groups))
         return float(max(trunk * first, (trunk * first + branches * second) / groups))

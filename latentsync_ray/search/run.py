@@ -23,11 +23,12 @@ from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import NUMERICS
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.budget import exceeded, read_spent
-from latentsync_ray.engine.engine import StartedEngine
+from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.environment import environment
-from latentsync_ray.engine.messages import WorkerSetup
-from latentsync_ray.report.report import NOTHING_DONE, read_finished, write_report
+from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
+from latentsync_ray.engine.notes import read_spent
+from latentsync_ray.engine.start import StartedEngine
+from latentsync_ray.report.report import read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
@@ -82,7 +83,9 @@ def run_search(
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        exit_status = _report(store, folder, search, recipe, finished, NOTHING_DONE, journal, inputs.figures, started)
+        exit_status = _report(
+            store, folder, search, recipe, finished, EngineStatus(), journal, inputs.figures, started
+        )
         return exit_status, store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
@@ -121,7 +124,7 @@ def run_search(
         ray.get(engine.actor.begin_again.remote())
     if ending.stopped_by is not None:
         leave_unfinished(search, progress.trials)
-    status = {**ray.get(engine.actor.status.remote()), "stopped_by": ending.stopped_by}
+    status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, inputs.figures, started)
     ray.get(stopping)
@@ -135,7 +138,7 @@ def _report(
     search: SearchConfig,
     recipe: Recipe,
     trials: dict[int, TrialLog],
-    status: dict[str, Any],
+    status: EngineStatus,
     journal: Journal,
     figures: Mapping[str, float],
     started: float,
@@ -188,7 +191,7 @@ def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSet
     segments = first_stage_segments(setup.recipe, root, max(certain, 1))
     known = "second_stage.num_workers" not in names and not nodes_come_and_go()
     branch_workers = recipe.second_stage.num_workers if known else None
-    engine.prefetch.remote(root, [segment.to_dict() for segment in segments], branch_workers)
+    engine.prefetch.remote(root, segments, branch_workers)
 
 
 def _tuner(
@@ -202,8 +205,8 @@ def _tuner(
 ) -> tune.Tuner:
     """Ray Tune's own search over the space, with decisions journaled and progress followed."""
 
-    def hold(trial: str, key: str) -> None:
-        ray.get(engine.actor.hold.remote(trial, key))
+    def checkpoint(trial: str, key: str) -> None:
+        ray.get(engine.actor.checkpoint.remote(trial, key))
 
     return tune.Tuner(
         tune.with_parameters(Trial, setup=setup),
@@ -213,7 +216,7 @@ def _tuner(
             mode=search.mode,
             num_samples=search.num_samples,
             search_alg=make_search_algorithm(search, journal),
-            scheduler=make_scheduler(search, recipe, journal, hold),
+            scheduler=make_scheduler(search, recipe, journal, checkpoint),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

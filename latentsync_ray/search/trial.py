@@ -22,6 +22,7 @@ from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.transition import Observation, divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
+from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics, Unfinished
 
 POINTER = "pointer.json"
 """File of a checkpoint: the trial's last segment and its history."""
@@ -54,7 +55,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     course: Course
     """Where the trial is, and what comes next."""
-    ahead: dict[str, dict[str, float]]
+    ahead: Mapping[str, Metrics]
     """Metrics, by key, of segments that come next for which it need not ask."""
 
     @classmethod
@@ -81,13 +82,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
         place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
         place |= {"start_step": segment.start_step, "parent": segment.parent}
-        if "unfinished" in answer:  # the search ends here, so nobody reads it
-            return {**place, "unfinished": answer["unfinished"], "done": True}
-        if "error" in answer:
+        if isinstance(answer, Unfinished):  # the search ends here, so nobody reads it
+            return {**place, "unfinished": str(answer.by), "done": True}
+        if isinstance(answer, Failed):
             # An exception would have Ray Tune begin the trial again, to meet the same error.
-            return {**place, **_failure(answer["error"], answer["diverged"])}
+            return {**place, **_failure(answer.error, answer.diverged)}
 
-        metrics = {**answer["metrics"]}
+        metrics = {**answer.metrics}
         weights = course.recipe.objective
         metrics["val/objective"] = objective(metrics, weights)
         course.passed(segment, metrics)
@@ -97,13 +98,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         at_end = course.at_end
         # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
         ending = {"at_end": at_end, "done": at_end or "error" in place}
-        return {**metrics, **place, "cached": answer["cached"], "key": answer["key"], **ending}
+        return {**metrics, **place, "cached": answer.cached, "key": segment.key, **ending}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
         last = self.course.last
         if last is not None:
-            ray.get(self.engine.hold.remote(self.asker[0], last.key))
+            ray.get(self.engine.checkpoint.remote(self.asker[0], last.key))
         pointer = {"last": last and last.to_dict(), "history": self.course.history}
         (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
@@ -122,14 +123,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Tells the engine that nobody waits here any more."""
         last = self.course.last
-        ray.get(self.engine.leave.remote(*self.asker, last and last.key))
+        ray.get(self.engine.end_trial.remote(*self.asker, last and last.key))
 
-    def _ask(self, segment: Segment) -> dict[str, Any]:
-        """The engine's answer, unless it was told ahead."""
+    def _ask(self, segment: Segment) -> Answer:
+        """The engine's answer, which it may have given ahead."""
         if segment.key in self.ahead:
-            return {"key": segment.key, "metrics": self.ahead[segment.key], "cached": True}
-        answer: dict[str, Any] = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment.to_dict()))
-        self.ahead = answer.get("ahead", {})
+            return Finished(self.ahead[segment.key], cached=True, ahead={})
+        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment))
+        self.ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 
     def _adopt(self, config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import WorkerSetup
+from latentsync_ray.engine.messages import WorkerOrder, WorkerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +138,6 @@ class OneOrder:
         recipe = {"transition": {"max_step": 16}, "first_stage": {}, "second_stage": {}}
         return WorkerSetup({**recipe, "training": "trivial:TrivialTraining"}), 0
 
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    def next_order(self, group: str, number: int) -> WorkerOrder | None:
         segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
-        return {"segment": segment.to_dict(), "parent_state": None, "parent_stage": ""}
+        return WorkerOrder(segment, None)

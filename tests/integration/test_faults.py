@@ -20,7 +20,7 @@ from helpers import OneOrder, Outcome, ray_processes, results_folder, when, writ
 
 from latentsync_ray.config.search import WorkersConfig
 from latentsync_ray.engine.groups import empty_places, remove_what_is_left, run_group
-from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.engine.messages import GroupSetup, WorkerOrder
 from latentsync_ray.search.trial import Trial
 from latentsync_ray.store import Store
 
@@ -142,7 +142,7 @@ def test_a_killed_controller(
 class KillsTheController(OneOrder):
     """It ends the group's controller before it hands the order out."""
 
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    def next_order(self, group: str, number: int) -> WorkerOrder | None:
         raylet = psutil.Process().parent()
         assert raylet is not None
         (controller,) = (p for p in raylet.children() if " ".join(p.cmdline()).startswith("ray::TrainController"))
@@ -156,10 +156,10 @@ class IsKilled(OneOrder):
     def __init__(self, folder: Path):
         self._killed = folder / "killed"
 
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    def next_order(self, group: str, number: int) -> WorkerOrder | None:
         return None if self._killed.exists() else super().next_order(group, number)
 
-    def holds(self, group: str, number: int) -> bool:
+    def order_stands(self, group: str, number: int) -> bool:
         if not self._killed.exists():
             self._killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from helpers import OneOrder, Outcome, ray_processes
 
 from latentsync_ray.config.search import WorkersConfig
 from latentsync_ray.engine.groups import run_group
-from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.engine.messages import GroupSetup, WorkerOrder
 from latentsync_ray.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -120,10 +120,10 @@ class KillsTheRaylet(OneOrder):
     def __init__(self, folder: Path):
         self._killed = folder / "killed"
 
-    def next_order(self, group: str, number: int) -> dict[str, Any] | None:
+    def next_order(self, group: str, number: int) -> WorkerOrder | None:
         return None if self._killed.exists() else super().next_order(group, number)
 
-    def holds(self, group: str, number: int) -> bool:
+    def order_stands(self, group: str, number: int) -> bool:
         (worker,) = ray_processes("ray::RayTrainWorker")
         raylet = worker.parent()
         assert raylet is not None

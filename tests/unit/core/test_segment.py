@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def stage_settings(stage: LatentSyncStage) -> Settings:
     """What of a stage's settings enters its segments' keys."""
     recipe = dataclasses.replace(make_recipe(), first_stage=stage)
     return TrialRecipe.of(recipe).segment_settings("first_stage")
+
+
+def test_a_segment_passes_between_processes_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = walk(make_recipe(), 40)
+    passed = pickle.dumps(segments)
+    monkeypatch.setattr("latentsync_ray.core.segment.digest", None)  # nobody computes a key again
+    arrived = pickle.loads(passed)
+    assert arrived == segments and [segment.key for segment in arrived] == [segment.key for segment in segments]
+
+
+def test_a_segment_shares_the_settings_of_another_one_if_they_are_equal() -> None:
+    first, second, *_, last = walk(make_recipe(optimizer=OptimizerConfig(lr=0.5)), 40)
+    assert second.config == first.config and second.config is not first.config
+    sharing = second.sharing_config(first)
+    assert sharing == second and sharing.key == second.key
+    assert sharing.config is first.config
+    assert last.sharing_config(first) is last
 
 
 def test_a_change_of_what_enters_the_keys_is_deliberate() -> None:

@@ -12,33 +12,73 @@ import torch
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.budget import read_spent
-from latentsync_ray.engine.engine import MAX_FAILED_STARTS, Engine, EngineSetup, _Run
-from latentsync_ray.engine.messages import GroupSetup, WorkerSetup
-from latentsync_ray.latentsync.config import ComponentsConfig, ValidationConfig
+from latentsync_ray.engine.budget import Exceeded
+from latentsync_ray.engine.engine import Engine
+from latentsync_ray.engine.known import Result
+from latentsync_ray.engine.messages import (
+    Answer,
+    EngineSetup,
+    Failed,
+    Fault,
+    Finished,
+    GroupSetup,
+    OrderFailure,
+    StoredState,
+    Unfinished,
+    WorkerOrder,
+    WorkerSetup,
+)
+from latentsync_ray.engine.notes import read_spent
+from latentsync_ray.engine.pool import MAX_FAILED_STARTS
 from latentsync_ray.report.trials import TrialLog, write_trials
 from latentsync_ray.store import StorageError, Store
 
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
 
-class WithoutWorkers(Engine):
-    """Starts no worker group."""
+class Clock:
+    """A clock that the test moves."""
 
-    def _start(self, num_workers: int) -> None:
-        """Notes that one would be started."""
-        self._num_groups += 1
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class WithoutWorkers(Engine):
+    """Its worker groups have no workers but the test, which speaks for them."""
+
+    async def _run_group(self, name: str, num_workers: int) -> str | None:
+        """Lasts for ever."""
+        await asyncio.Event().wait()
+        return None
+
+
+def engine_setup(folder: Path, budget: BudgetConfig = BudgetConfig()) -> EngineSetup:  # noqa: B008
+    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
+    return EngineSetup(groups, 0, budget, 1)
 
 
 def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
-    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
-    return WithoutWorkers(EngineSetup(groups, 0, budget, 1))
+    return WithoutWorkers(engine_setup(folder, budget), Clock())
+
+
+async def first_order(engine: Engine) -> WorkerOrder:
+    """What the first worker group is given, once it has come up."""
+    assert (await engine.join("group-1"))[1] == 0
+    order = await engine.next_order("group-1", 0)
+    assert order is not None
+    return order
+
+
+def lost(parent: Segment, error: str) -> OrderFailure:
+    """The state to start from is damaged or gone."""
+    return OrderFailure(error, Fault.ERROR, restarting=False, lost_parent=parent.key)
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
     """What the driver calls once its inputs are ready."""
-    inputs = WorkerSetup("/data", ComponentsConfig(vae="/vae"), ValidationConfig(), 8)
-    return asyncio.create_task(engine.serve("searches/s", inputs))
+    return asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
 
 
 async def settle() -> None:
@@ -47,8 +87,8 @@ async def settle() -> None:
         await asyncio.sleep(0.01)
 
 
-def ask(engine: Engine, trial: str, actor: str) -> asyncio.Task[dict[str, Any]]:
-    return asyncio.create_task(engine.run(trial, actor, "root", SEGMENT.to_dict()))
+def ask(engine: Engine, trial: str, process: str) -> asyncio.Task[Answer]:
+    return asyncio.create_task(engine.run(trial, process, "root", SEGMENT))
 
 
 def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path) -> None:
@@ -58,35 +98,35 @@ def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path)
         asking = ask(engine, "t0", "second process")
         await settle()
         # Ray Tune had started another process for the trial, which it no longer needs.
-        await engine.leave("t0", "first process", None)
-        assert [order.waiters for order in engine._dispatcher.orders.values()] == [{"t0"}]
-        await engine.leave("t0", "second process", None)
-        assert not engine._dispatcher.orders
+        await engine.end_trial("t0", "first process", None)
+        assert [order.waiters for order in engine.dispatcher.book.orders.values()] == [{"t0"}]
+        await engine.end_trial("t0", "second process", None)
+        assert not engine.dispatcher.book.orders
         asking.cancel()
         serving.cancel()
 
     asyncio.run(search())
 
 
-def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(tmp_path: Path) -> None:
-    record = {"segment": SEGMENT.to_dict(), "metrics": {"val/recon": 1.0}, "state": {"status": "kept"}}
-
+def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow(Store):
         """Says what there was before another worker published."""
 
         def read_record(self, key: str) -> dict[str, Any] | None:
-            engine._records[SEGMENT.key] = record
+            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
             return None
 
     async def search() -> None:
         serving = serve(engine)
         answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
-        assert answer == {"key": SEGMENT.key, "metrics": {"val/recon": 1.0}, "cached": True, "ahead": {}}
-        assert not engine._dispatcher.orders
+        assert answer == Finished({"val/recon": 1.0}, cached=True, ahead={})
+        assert not engine.dispatcher.book.orders
         serving.cancel()
 
+    monkeypatch.setattr("latentsync_ray.engine.engine.Store", Slow)
     engine = new_engine(tmp_path)
-    engine._store = Slow(str(tmp_path))
     asyncio.run(search())
 
 
@@ -101,16 +141,14 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
     async def search() -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
-        engine._runs["g"] = _Run("g", 1)
-        engine._dispatcher.add_group("g", 1)
-        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child))
         await settle()
-        await engine.join("g")
-        order = await engine.next_order("g", 0)
-        assert order is not None and order["segment"] == child.to_dict()
-        await engine.failed("g", 0, "damaged", "error", False, parent.key)
+        order = await first_order(engine)
+        assert order.segment == child
+        assert order.parent is not None and order.parent.stage == parent.stage
+        await engine.order_failed("group-1", 0, lost(parent, "damaged"))
         answer = await asyncio.wait_for(asking, timeout=10)
-        assert "its record is gone" in answer["error"]
+        assert isinstance(answer, Failed) and "its record is gone" in answer.error
         serving.cancel()
 
     asyncio.run(search())
@@ -132,21 +170,19 @@ def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_pat
     async def search() -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
-        engine._runs["g"] = _Run("g", 1)
-        engine._dispatcher.add_group("g", 1)
-        await engine.run("t0", "process", "root", parent.to_dict())
-        asking = asyncio.create_task(engine.run("t0", "process", "root", child.to_dict()))
+        await engine.run("t0", "process", "root", parent)
+        asking = asyncio.create_task(engine.run("t0", "process", "root", child))
         await settle()
-        await engine.join("g")
-        order = await engine.next_order("g", 0)
-        assert order is not None and order["segment"] == child.to_dict()
+        order = await first_order(engine)
+        assert order.segment == child
+        assert order.parent is not None and order.parent.stage == parent.stage
         publish(store, child)
         store.drop_state(parent.key)
-        await engine.failed("g", 0, "it is gone", "error", False, parent.key)
+        await engine.order_failed("group-1", 0, lost(parent, "it is gone"))
         answer = await asyncio.wait_for(asking, timeout=10)
-        assert answer["metrics"] == {"val/recon": 8.0}
-        assert not engine._dispatcher.orders
-        assert (await engine.status())["notices"] == []
+        assert answer == Finished({"val/recon": 8.0}, cached=False, ahead={})
+        assert not engine.dispatcher.book.orders
+        assert (await engine.status()).notices == ()
         serving.cancel()
 
     asyncio.run(search())
@@ -167,12 +203,12 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
         engine = new_engine(tmp_path)
         serving = serve(engine)
         for segment in (first, second):
-            await engine.run("t0", "process", "root", segment.to_dict())
+            await engine.run("t0", "process", "root", segment)
         await engine._keep_house()
         await settle()
         assert kept() == {first.key, second.key, third.key}
-        await engine.hold("t1", first.key)  # meanwhile it is needed again
-        await engine.run("t0", "process", "root", third.to_dict())
+        await engine.checkpoint("t1", first.key)  # meanwhile it is needed again
+        await engine.run("t0", "process", "root", third)
         (tmp_path / "searches/other/spent.json").unlink()
         await engine.stop()
         await serving
@@ -196,7 +232,7 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
         engine = new_engine(tmp_path)
         serving = serve(engine)
         for segment in segments:
-            await engine.run("t0", "process", "root", segment.to_dict())
+            await engine.run("t0", "process", "root", segment)
         await engine.stop()
         await serving
 
@@ -207,16 +243,19 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
 
 def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
     class WithoutStarts(Engine):
-        def _fit(self, run: Any, loop: asyncio.AbstractEventLoop) -> None:
-            asyncio.run_coroutine_threadsafe(self._ended(run, "RuntimeError: no place"), loop)
+        num_starts = 0
+
+        async def _run_group(self, name: str, num_workers: int) -> str | None:
+            self.num_starts += 1
+            return "RuntimeError: no place"
 
     async def search() -> None:
-        groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
-        engine = WithoutStarts(EngineSetup(groups, 0, BudgetConfig(), 1))
+        engine = WithoutStarts(engine_setup(tmp_path))
         serving = serve(engine)
         answer = await asyncio.wait_for(ask(engine, "t0", "process"), timeout=10)
-        assert answer["error"].endswith("worker groups cannot be started: RuntimeError: no place")
-        assert engine._num_groups == MAX_FAILED_STARTS
+        assert isinstance(answer, Failed)
+        assert answer.error.endswith("worker groups cannot be started: RuntimeError: no place")
+        assert engine.num_starts == MAX_FAILED_STARTS
         serving.cancel()
 
     asyncio.run(search())
@@ -224,19 +263,23 @@ def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
 
 def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) -> None:
     async def search() -> None:
-        engine = new_engine(tmp_path, BudgetConfig(wall_hours=1e-9))
+        clock = Clock()
+        engine = WithoutWorkers(engine_setup(tmp_path, BudgetConfig(wall_hours=1)), clock)
         serving = serve(engine)
-        await engine._keep_budget()
+        await settle()
+        clock.now = 3601.0
+        engine.spending.answered()
+        await engine._keep_house()
         asking = ask(engine, "t0", "process")
         await settle()
-        assert not asking.done() and engine._num_groups == 0
-        assert (await engine.status())["stopped_by"] is None  # trials may still find what is stored
-        engine._answered_at -= 60
-        stopped_by = (await engine.status())["stopped_by"]
-        assert stopped_by.startswith("budget.wall_hours: ")
+        assert not asking.done() and not engine.pool.runs
+        assert (await engine.status()).stopped_by is None  # trials may still find what is stored
+        clock.now += 60
+        stopped_by = (await engine.status()).stopped_by
+        assert stopped_by == Exceeded("wall_hours", 3601 / 3600, 1)
         await engine.release()
-        assert await asking == {"unfinished": stopped_by}
-        assert await ask(engine, "t1", "process") == {"unfinished": stopped_by}
+        assert await asking == Unfinished(stopped_by)
+        assert await ask(engine, "t1", "process") == Unfinished(stopped_by)
         await engine.stop()
         await asyncio.wait_for(serving, timeout=10)
 
@@ -256,34 +299,37 @@ def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path
     async def search() -> None:
         engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
         serving = [serve(engine)]
-        await engine.run("t0", "process", "root", first.to_dict())
-        await engine._keep_budget()
-        assert engine._used_up is not None  # the only trial may still branch there
+        await engine.run("t0", "process", "root", first)
+        await engine._keep_house()
+        assert engine.spending.used_up is not None  # the only trial may still branch there
 
         engine = new_engine(tmp_path, BudgetConfig(storage_gb=(both - 1) / 1e9))
         serving.append(serve(engine))
         for segment in (first, second):
-            await engine.run("t0", "process", "root", segment.to_dict())
-        await engine._keep_budget()
-        assert engine._used_up is None
-        assert store.state_bytes() == engine._stored_bytes == both / 2
+            await engine.run("t0", "process", "root", segment)
+        await engine._keep_house()
+        assert engine.spending.used_up is None
+        assert store.state_bytes() == engine.spending.stored_bytes == both / 2
         for task in serving:
             task.cancel()
 
     asyncio.run(search())
 
 
-def test_a_storage_that_is_full_is_a_notice_and_the_engine_goes_on(tmp_path: Path) -> None:
+def test_a_storage_that_is_full_is_a_notice_and_the_engine_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full(Store):
         def write_bytes(self, name: str, content: bytes) -> None:
             raise StorageError.at(name, OSError(28, "No space left on device"))
 
+    monkeypatch.setattr("latentsync_ray.engine.engine.Store", Full)
+
     async def search() -> None:
         engine = new_engine(tmp_path)
-        engine._store = Full(str(tmp_path))
         for _ in range(3):
-            await engine._note_spent()
-        (notice,) = (await engine.status())["notices"]
+            await engine.spending.write_down(engine.notes)
+        (notice,) = (await engine.status()).notices
         assert "No space left on device" in notice
         await engine.stop()
 
@@ -300,7 +346,7 @@ def test_an_engine_that_cannot_serve_tells_those_who_wait(tmp_path: Path) -> Non
         asking = ask(engine, "t0", "process")
         serving = serve(engine)
         answer = await asyncio.wait_for(asking, timeout=10)
-        assert "what was spent is not known; delete it" in answer["error"]
+        assert isinstance(answer, Failed) and "what was spent is not known; delete it" in answer.error
         with pytest.raises(UserError, match="what was spent is not known"):
             await serving
 

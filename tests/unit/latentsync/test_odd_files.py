@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -167,6 +169,33 @@ def test_footage_whose_edge_cuts_the_chin(faults: Path, face_mesh: None) -> None
         UserError, match=rf"raw_edge396\.mp4: .*in 75 of them cut off by the picture's edge \({limits}"
     ):
         read_footage(faults / "raw_edge396.mp4", 256, GENERATED, None)
+
+
+def test_footage_whose_clock_jumps(faults: Path, footage_reference: Clip, tmp_path: Path) -> None:
+    """By 100 s after 40 frames, picture and sound alike: two clips, each with its own sound."""
+    sound = read_clip(faults / "raw_reference.mp4").wave
+    path = tmp_path / "jump.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": "10", "bf": "0"})
+        video.width, video.height, video.pix_fmt = 540, 960, "yuv420p"
+        audio = container.add_stream("pcm_f32le", rate=SAMPLE_RATE, layout="mono")
+        for number, pixels in read_frames(faults / "raw_reference.mp4", 75):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number + 2500 * (number >= 40), Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for first, last, start in ((0, 40, 0), (40, 75, 2540)):
+            piece = sound[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME]
+            samples = av.AudioFrame.from_ndarray(piece[None], format="flt", layout="mono")
+            samples.sample_rate, samples.pts = SAMPLE_RATE, start * SAMPLES_PER_FRAME
+            container.mux(audio.encode(samples))
+        container.mux(audio.encode(None))
+    num_clips, clips = read_footage(path, 256, GENERATED, None)
+    before, after = clips
+    assert num_clips == 2 and (len(before.frames), len(after.frames)) == (40, 35)
+    np.testing.assert_allclose(before.wave, sound[: 40 * SAMPLES_PER_FRAME], atol=1e-6)
+    np.testing.assert_allclose(after.wave, sound[40 * SAMPLES_PER_FRAME :], atol=1e-6)
+    assert rms(after.frames[4:], footage_reference.frames[44:]) < 4  # where both are smoothed alike
 
 
 def test_footage_whose_face_is_too_small(faults: Path, tmp_path: Path, face_mesh: None) -> None:

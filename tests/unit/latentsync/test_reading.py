@@ -17,7 +17,7 @@ from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.container import Clock, reading
 from latentsync_ray.latentsync.data.media import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, write_clip
 from latentsync_ray.latentsync.data.pictures import read_frames
-from latentsync_ray.latentsync.data.sound import read_sound
+from latentsync_ray.latentsync.data.sound import _Run, read_sound
 
 QUADRANTS = np.zeros((32, 64, 3), np.uint8)
 QUADRANTS[:16, :32] = 255
@@ -185,6 +185,20 @@ def test_sound_goes_on_after_a_jump_at_its_own_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(second.wave, wave, atol=1e-6)
     with pytest.raises(UserError, match=r"a\.mkv: the clock of its sound jumps by more than 1 s, 1\.00 s after"):
         read_clip(tmp_path / "a.mkv")
+
+
+def test_a_run_of_sound_ends_with_its_format_or_its_time() -> None:
+    def frame(layout: str, rate: int) -> av.AudioFrame:
+        made = av.AudioFrame(format="fltp", layout=layout, samples=1024)
+        made.sample_rate = rate
+        return made
+
+    run = _Run(2.0, frame("stereo", 44100), "mono")
+    run.add(frame("stereo", 44100))
+    assert run.stop == 2.0 + 1024 / 44100
+    assert run.goes_on(frame("stereo", 44100), None) and run.goes_on(frame("stereo", 44100), run.stop + 0.009)
+    assert not run.goes_on(frame("stereo", 44100), run.stop + 0.011)
+    assert not run.goes_on(frame("mono", 44100), run.stop) and not run.goes_on(frame("stereo", 48000), run.stop)
 
 
 def test_any_exception_names_the_file_and_keeps_its_words() -> None:

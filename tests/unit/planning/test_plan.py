@@ -159,8 +159,8 @@ def test_what_is_no_grid_is_drawn_with_the_sampling_seed() -> None:
 def test_a_draw_that_breaks_a_rule_is_left_out() -> None:
     space = {"second_stage.num_steps": {"choice": [10, 20]}, "second_stage.report_every_steps": {"choice": [10, 20]}}
     trials = plan_trials(new_search(space, num_samples=20), new_recipe())
-    stages = [trial.recipe.second_stage for trial in trials]
-    assert {(stage.num_steps, stage.report_every_steps) for stage in stages} == {(10, 10), (20, 10), (20, 20)}
+    stages = [trial.recipe.stages["second_stage"] for trial in trials]
+    assert {(stage["num_steps"], stage["report_every_steps"]) for stage in stages} == {(10, 10), (20, 10), (20, 20)}
     assert len({trial.number for trial in trials}) == len(trials) < 20
     with pytest.raises(UserError, match=r"param_space: second_stage\.num_steps: must be a positive multiple"):
         plan_trials(new_search({"second_stage.num_steps": {"choice": [7]}}, num_samples=3), new_recipe())

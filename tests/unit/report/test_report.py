@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.engine.budget import Exceeded
+from latentsync_ray.engine.messages import EngineStatus, StageTotals
 from latentsync_ray.report.report import read_finished, write_report
 from latentsync_ray.report.trials import TrialLog, best_trial, leave_unfinished, write_trials
 from latentsync_ray.search.progress import Progress
@@ -24,15 +27,14 @@ from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.store import Store
 
 FIGURES = {"syncnet_accuracy": 0.94}
-STATUS = {
-    "trained": {
-        "first_stage": {"num_steps": 20, "train_seconds": 2.0, "validate_seconds": 0.5},
-        "second_stage": {"num_steps": 10, "train_seconds": 3.0, "validate_seconds": 0.25},
+STATUS = EngineStatus(
+    trained={
+        "first_stage": StageTotals(20, train_seconds=2.0, validate_seconds=0.5),
+        "second_stage": StageTotals(10, train_seconds=3.0, validate_seconds=0.25),
     },
-    "worker_seconds": 9.0,
-    "stopped_by": None,
-    "notices": ["group-1: first_stage to step 20: a worker was lost"],
-}
+    worker_seconds=9.0,
+    notices=("group-1: first_stage to step 20: a worker was lost",),
+)
 
 
 def search(mode: str = "min") -> SearchConfig:
@@ -184,7 +186,7 @@ def test_the_summary_counts_every_step_once(
     assert (summary["train_seconds"], summary["validate_seconds"]) == (5.0, 0.75)
     assert (summary["gpu_seconds"], summary["wall_seconds"]) == (9.0, 12.5)
     assert summary["inputs"] == FIGURES
-    assert summary["notices"] == STATUS["notices"]
+    assert summary["notices"] == list(STATUS.notices)
     assert summary["best"]["trial"] == 1
 
     said = capsys.readouterr().out
@@ -284,11 +286,11 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(
     asked = dataclasses.replace(search(), num_samples=2)
     leave_unfinished(asked, trials)
     assert [trials[number].status for number in sorted(trials)] == ["finished", *["unfinished"] * 3]
-    stopped = {**STATUS, "stopped_by": "budget.gpu_hours: 2 of 1 are used"}
+    stopped = replace(STATUS, stopped_by=Exceeded("gpu_hours", 2, 1))
     write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, [], {}, 12.5)
     summary = json.loads((tmp_path / "searches/s/summary.json").read_text())
     assert (summary["trials"], summary["trials_by_status"]["unfinished"]) == (4, 3)
-    assert summary["stopped_by"] == stopped["stopped_by"]
+    assert summary["stopped_by"] == str(stopped.stopped_by)
     left = recipe.second_stage.num_steps - 10 + 2 * (recipe.transition.max_step + recipe.second_stage.num_steps)
     assert summary["steps_unfinished"] == left
     said = capsys.readouterr().out.splitlines()[-1]

@@ -1,0 +1,114 @@
+"""What becomes of orders whose training has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from latentsync_ray.engine.answers import Answers
+from latentsync_ray.engine.dispatcher import Dispatcher
+from latentsync_ray.engine.known import KnownSegments
+from latentsync_ray.engine.messages import Failed, Fault, OrderFailure
+from latentsync_ray.engine.notices import Notices
+from latentsync_ray.engine.orders import Order
+from latentsync_ray.engine.pool import WorkerPool
+from latentsync_ray.store import DamagedEntryError, StorageError
+
+
+class Recovery:
+    """Has orders trained again, or tells those who wait that they will not come.
+
+    Args:
+        dispatcher: Who trains what.
+        known: What is trained.
+        answers: Who waits for what.
+        pool: The groups.
+        notices: For the user.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        known: KnownSegments,
+        answers: Answers,
+        pool: WorkerPool,
+        notices: Notices,
+        clock: Callable[[], float],
+    ):
+        self._dispatcher, self._known, self._answers = dispatcher, known, answers
+        self._pool, self._notices, self._clock = pool, notices, clock
+
+    async def order_failed(self, group: str, order: Order, failure: OrderFailure) -> None:
+        """A rank could not train its group's order."""
+        order.diverged = failure.fault is Fault.DIVERGED
+        if failure.restarting:
+            self._dispatcher.assignment.restarts(group)
+        if failure.lost_parent is None:
+            self._fail(group, order, failure.error)
+        else:
+            await self._parent_lost(group, order, failure.lost_parent, failure.error)
+        if failure.fault is Fault.STORAGE:
+            self.break_down(failure.error)
+
+    def worker_lost(self, group: str, order: Order) -> None:
+        """Ray Train has replaced the workers of a group that had an order."""
+        self._fail(group, order, "a worker was lost", lost=True)
+
+    def give_up_waiting(self, error: str) -> None:
+        """Tells all whose segments nobody trains now that these will not come."""
+        self._answers.give_up(self._dispatcher.give_up_waiting(error))
+
+    def break_down(self, error: str) -> None:
+        """Nobody can be helped any more."""
+        self._answers.broken = Failed(error)
+        self.give_up_waiting(error)
+
+    def _fail(self, group: str, order: Order, error: str, lost: bool = False) -> None:
+        segment, waiting = order.segment, sorted(order.waiters)
+        who = f" for {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "") if waiting else ""
+        self._notices.add_once(f"{group}: {segment.stage} to step {segment.end_step}{who}: {error}")
+        self._answers.give_up(self._dispatcher.fail(group, error, self._clock(), lost))
+        self._pool.finish_order(group)
+
+    async def _parent_lost(self, group: str, order: Order, parent: str, error: str) -> None:
+        """Has a lost state trained again, unless what was to follow from it is there by now.
+
+        Another search drops a state when its trials have passed it, so it has the segment that follows.
+        """
+        key = order.segment.key
+        known_before = key in self._known.results
+        try:
+            result = await self._known.find(key)
+        except StorageError as unreadable:
+            self._fail(group, order, error)
+            self.break_down(str(unreadable))
+            return
+        if self._dispatcher.assignment.order_of(group) is not order:
+            return  # it has ended meanwhile
+        if result is not None and not (known_before and key not in self._dispatcher.states.kept):
+            self._dispatcher.relieve(group, parent, self._clock())
+            self._answers.give(key, result)
+        else:
+            self._notices.add(f"{error}; it will be trained again")
+            self._answers.give_up(self._dispatcher.state_lost(group, parent, error, self._clock()))
+        self._pool.finish_order(group)
+        await self._order_again()
+
+    async def _order_again(self) -> None:
+        """Orders what trials wait for once more, with the ancestors that have to be trained again for it."""
+        for order in list(self._dispatcher.book.orders.values()):
+            error = None
+            try:
+                await self._known.learn_ancestors(order.segment)
+            except StorageError as unreadable:
+                self.break_down(str(unreadable))
+                return
+            except DamagedEntryError as damage:
+                error = str(damage)
+            if self._dispatcher.book.orders.get(order.segment.key) is not order:
+                continue  # it has ended meanwhile
+            if error is None:
+                for trial in list(order.waiters):
+                    self._dispatcher.ask(order.segment, trial)
+            elif not order.begun:
+                self._answers.give_up(self._dispatcher.give_up(order, error))

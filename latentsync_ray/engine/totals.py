@@ -1,0 +1,21 @@
+"""What was trained in this call of the search, and how fast."""
+
+from __future__ import annotations
+
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.engine.messages import StageTotals, Timings
+
+
+class Totals:
+    """Sums by stage."""
+
+    def __init__(self) -> None:
+        self.by_stage: dict[str, StageTotals] = {}
+        self.newest_seconds_per_step: float | None = None
+        """Of the segment that was trained last."""
+
+    def add(self, segment: Segment, timings: Timings) -> None:
+        """Adds a trained segment."""
+        one = StageTotals(segment.num_steps, timings.restore_seconds, timings.train_seconds, timings.validate_seconds)
+        self.by_stage[segment.stage] = self.by_stage.get(segment.stage, StageTotals()) + one
+        self.newest_seconds_per_step = one.seconds_per_step
