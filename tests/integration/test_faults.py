@@ -367,10 +367,10 @@ def test_an_interrupt_keeps_what_was_trained_and_leaves_nothing_else(
     def records() -> list[Path]:
         return list((tmp_path / "results").glob("segments/*/record.json"))
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not records() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert records(), "nothing was trained in two minutes"
+    assert records(), "nothing was trained in ten minutes"
     children = psutil.Process(process.pid).children(recursive=True)
     started = time.monotonic()
     if sent == signal.SIGINT:
