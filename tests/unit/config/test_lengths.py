@@ -117,7 +117,6 @@ def test_the_order_in_a_file_decides_nothing(order: Callable[..., Any], tmp_path
     entries = ["second_stage.optimizer.lr: {uniform: [0.1, 0.2]}", "second_stage.loss.sync: {uniform: [0.1, 0.2]}"]
     search, recipe = load_search(space_file(tmp_path, f"param_space: {{{', '.join(order(entries))}}}\n"), [])
     assert list(search.param_space) == ["second_stage.loss.sync", "second_stage.optimizer.lr"]
-    drawn = plan_trials(search, recipe)[0].recipe.second_stage
-    assert drawn.loss.sync == pytest.approx(0.1844, abs=1e-4) and drawn.optimizer.lr == pytest.approx(
-        0.1758, abs=1e-4
-    )
+    drawn = plan_trials(search, recipe)[0].recipe.stages["second_stage"]
+    assert drawn["loss"]["sync"] == pytest.approx(0.1844, abs=1e-4)
+    assert drawn["optimizer"]["lr"] == pytest.approx(0.1758, abs=1e-4)
