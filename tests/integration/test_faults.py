@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -359,7 +360,8 @@ def test_an_interrupt_keeps_what_was_trained_and_leaves_nothing_else(
     space = make_search(stage={"first_stage": {"step_seconds": 0.4}, "second_stage": {"step_seconds": 0.4}})
     command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]
     (tmp_path / "tmp").mkdir()
-    environment = {**os.environ, "RAY_ADDRESS": "local", "TMPDIR": str(tmp_path / "tmp")}
+    places = {"TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": tempfile.gettempdir()}  # Ray takes short ones only
+    environment = {**os.environ, "RAY_ADDRESS": "local", **places}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
