@@ -143,14 +143,25 @@ def resolve_paths(node: DictConfig, base: Path, folders: Iterable[str], sources:
         base: What relative ones are relative to.
         folders: Dotted names of values that are folders.
         sources: Dotted names of values that are a path or an id.
+
+    Raises:
+        UserError: The home folder of a user who does not exist, or another path that none can be.
     """
     for key in (*folders, *sources):
         value = OmegaConf.select(node, key)
-        if isinstance(value, str) and (is_path(value, base) or key in folders):
+        try:
+            found = (
+                _absolute(value, base)
+                if isinstance(value, str) and (key in folders or is_path(value, base))
+                else None
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"{key}: must be a path, got {value!r} ({error}); correct it") from None
+        if found is not None:
             section, _, _ = key.rpartition(".")
             for frozen in (node, OmegaConf.select(node, section) if section else node):
                 OmegaConf.set_readonly(frozen, False)
-            OmegaConf.update(node, key, str(_absolute(value, base)))
+            OmegaConf.update(node, key, str(found))
 
 
 def is_path(source: str, base: Path) -> bool:

@@ -287,6 +287,7 @@ MISTAKES = [
     ),
     Mistake("storage of nobody", f"{TRAIN} storage=~nobody-at-all/x", ("storage ~nobody-at-all/x",)),
     Mistake("unknown kind of storage", f"{TRAIN} storage=ftp://host/runs", ("storage ftp://host/runs",)),
+    Mistake("nobody's home", "train configs/demo data.folder=~nobody1/x", ("data.folder", "~nobody1/x")),
     # A SyncNet
     Mistake("no file of settings", "train_syncnet configs/nowhere.yaml", ("configs/nowhere.yaml", "no such file")),
     Mistake(
