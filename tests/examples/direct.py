@@ -43,7 +43,7 @@ def trained(training: Training[Any], start: int, stop: int, stage_start: int) ->
 
 
 def answers(name: str, seed: int) -> Answers:
-    """The objective of every trial of an example's search after `total_steps`; a threshold there is never to switch."""
+    """The objective of every trial of an example's search after `total_steps`; a threshold there means never."""
     recipe, thresholds, rate, values = read(name, seed)
     training, total = new(recipe), recipe.total_steps
     trunk: dict[int, State] = {0: None}
@@ -74,10 +74,11 @@ def bits(state: Mapping[str, Tensor]) -> dict[str, bytes]:
 
 
 def restarted(name: str, every: int) -> None:
-    """Asserts that a training which ends at each boundary, and goes on elsewhere, has the bits of one that does not."""
+    """Asserts that a training that is stopped at each boundary has the bits of one that is not."""
     recipe, *_ = read(name)
     whole, state, before = new(recipe), None, FIRST_STAGE
-    for start, stage, config in ((0, FIRST_STAGE, recipe.first_stage), (2 * every, SECOND_STAGE, recipe.second_stage)):
+    stages = (0, FIRST_STAGE, recipe.first_stage), (2 * every, SECOND_STAGE, recipe.second_stage)
+    for start, stage, config in stages:
         whole.build(stage, config, state, before)
         for place in (start, start + every):
             part = new(recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from direct import answers, best, bits, new, read, restarted, trained
 
 from latentsync_ray.config.errors import UserError
