@@ -46,7 +46,9 @@ def space_of(scheduler: str, case: str) -> dict[str, Any]:
     return {"param_space": {LR: {"grid": rates}, NUM_STEPS: {"grid": lengths}}}
 
 
-@pytest.mark.parametrize("case", ["lengths", "diverging", "both"])
+@pytest.mark.parametrize(
+    "case", ["both", *(pytest.param(case, marks=pytest.mark.soak) for case in ("lengths", "diverging"))]
+)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_search_ends_right(scheduler: str, case: str, cluster: None, make_search: Any, run_search: Any) -> None:
     if scheduler == "pb2" and importlib.util.find_spec("sklearn") is None:

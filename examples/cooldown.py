@@ -1,0 +1,158 @@
+"""When should a language model's cooldown begin, and at which learning rate should it end?
+
+Stage one trains a small character-level model at a constant learning rate, and in stage two the rate falls linearly:
+"warm-up, stable, decay" (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392). The text is what
+Python's `help` has to say about the language.
+
+Trials are compared at an equal number of steps, `total_steps`. The framework gives stage two a fixed length, so it is
+made long enough for the earliest beginning, and steps from `total_steps` on change no weight. A threshold of 0 is
+therefore a decay from the first step on, and a threshold of `total_steps` is no decay at all.
+
+FINDING
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pydoc_data.topics import topics
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
+from latentsync_ray.core.training import Inputs, Notes, Training, TrainingSetup
+
+TEXT = "\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """The model, and what both stages train it with."""
+
+    context: int = 12
+    """Characters from which the model predicts the next one."""
+    width: int = 128
+    """Channels of its hidden layers."""
+    batch_size: int = 64
+    """Characters predicted in a step, over all workers."""
+    lr: float = 3e-3
+    """Learning rate of stage one, from which stage two comes down."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        for name in ("context", "width", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                yield name, "must be above 0", "raise it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayConfig(SecondStageConfig):
+    """Stage two."""
+
+    final_lr: float = 0.0
+    """Learning rate at `total_steps`."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        yield from super().complaints()
+        if not self.final_lr >= 0:
+            yield "final_lr", "must not be negative", "0 is usual"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CooldownRecipe(Recipe):
+    """A language model's training with a cooldown; stage one has no settings of its own."""
+
+    second_stage: DecayConfig
+    """Stage two, from `second_stage.yaml`."""
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    """The model, and what both stages train it with."""
+    total_steps: int = 800
+    """Steps of both stages together."""
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """Cross-entropy of characters that are not trained on, in nats."""
+        return {"val/objective": Metric(), "val/loss": Metric()}
+
+    def objective(self) -> Mapping[str, float]:
+        return {"val/loss": 1.0}
+
+    def complaints(self) -> Iterator[Complaint]:
+        yield from super().complaints()
+        if self.transition.min_step + self.second_stage.num_steps < self.total_steps:
+            yield "second_stage.num_steps", f"must reach total_steps ({self.total_steps})", "raise it"
+        for stage in ("first_stage", "second_stage"):
+            if self.language_model.batch_size % max(1, getattr(self, stage).num_workers):
+                yield f"{stage}.num_workers", "must divide language_model.batch_size", "change either"
+
+
+class Cooldown(Training[CooldownRecipe]):
+    """A feed-forward language model (Bengio et al. 2003) under AdamW."""
+
+    recipe_type: ClassVar[type[Recipe]] = CooldownRecipe
+
+    @classmethod
+    def prepare(cls, recipe: CooldownRecipe, notes: Notes) -> Inputs[CooldownRecipe]:
+        """The text: there is nothing to find or make, but another version of Python has another one."""
+        return Inputs(recipe, {"text": hashlib.sha256(TEXT).hexdigest()}, {"text.characters": len(TEXT)})
+
+    def __init__(self, setup: TrainingSetup[CooldownRecipe]):
+        self.setup, self.settings = setup, setup.recipe.language_model
+        windows = torch.tensor(list(TEXT), device=setup.device).unfold(0, self.settings.context + 1, 1)
+        split = len(windows) * 9 // 10
+        self.windows, self.held_out = windows[:split], windows[split + self.settings.context :: 11]
+
+    def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
+        self.decay = config if isinstance(config, DecayConfig) else None
+        width, context = self.settings.width, self.settings.context
+        with torch.random.fork_rng(devices=[]):  # the first weights are a pure function of the seed
+            torch.manual_seed(self.setup.seed)
+            hidden = [nn.Linear(16 * context, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+            self.model = nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), *hidden, nn.Linear(width, 128))
+        self.model.to(self.setup.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.98), fused=True)
+        if state is not None:
+            self.model.load_state_dict({name: state[f"model.{name}"] for name in self.model.state_dict()})
+        if state is not None and stage == state_stage:
+            for name, parameter in self.model.named_parameters():
+                for moment in ("step", "exp_avg", "exp_avg_sq"):
+                    stored = state[f"optimizer.{name}.{moment}"]
+                    self.optimizer.state[parameter][moment] = stored.to(self.setup.device, copy=True)
+
+    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+        """AdamW on windows that the seed and the step draw, of which each worker takes its share."""
+        total, lr = self.setup.recipe.total_steps, self.settings.lr * min(1.0, (global_step + 1) / 20)
+        if self.decay is not None:
+            done = min(1.0, stage_step / (total - (global_step - stage_step))) if global_step < total else 1.0
+            lr += done * (self.decay.final_lr - lr)
+        draws = np.random.default_rng((self.setup.seed, global_step))
+        chosen = draws.integers(len(self.windows), size=self.settings.batch_size)
+        loss = self._loss(self.windows[np.array_split(chosen, self.setup.world_size)[self.setup.rank]])
+        if global_step < total:
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.setup.world_size > 1:
+                for parameter in self.model.parameters():
+                    dist.all_reduce(parameter.grad.div_(self.setup.world_size))
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+        return {"loss": loss.item()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The loss on windows of the last tenth of the text, always the same."""
+        return {"val/loss": self._loss(self.held_out).item()}
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"optimizer.{name}.{m}": value for m, value in self.optimizer.state[parameter].items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _loss(self, windows: Tensor) -> Tensor:
+        """Mean cross-entropy of the last character of windows (windows, context + 1), int64."""
+        return nn.functional.cross_entropy(self.model(windows[:, :-1]), windows[:, -1])
