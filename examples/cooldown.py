@@ -1,15 +1,13 @@
 """When should a language model's cooldown begin, and at which learning rate should it end?
 
-Stage one trains a small character-level model at a constant learning rate, and in stage two the rate falls linearly:
-"warm-up, stable, decay" (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392). The text is what
-Python's `help` has to say about the language.
-
-Trials are compared at an equal number of steps, `total_steps`. The framework gives stage two a fixed length, so it is
-made long enough for the earliest beginning, and steps from `total_steps` on change no weight. A threshold of 0 is
-therefore a decay from the first step on, and a threshold of `total_steps` is no decay at all.
+Stage one trains a small character-level model on the text of Python's `help` at a constant learning rate, which falls
+in stage two: "warm-up, stable, decay" (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
+Trials are compared at `total_steps`: stage two is long enough for the earliest beginning, and from there on no weight
+changes. A threshold of 0 is a decay from the first step on, and one of `total_steps` is none.
 
 What it found on seeds 0 to 2: a decay over the last 200 of 800 steps, to 5e-4 rather than 0, is best, with a loss of
 1.979, 1.956 and 1.979; without one it is 1.997, 1.973 and 2.003, with one from the start 2.023, 2.005 and 2.018.
+This holds for an `lr` of 3e-3, which was chosen after a look: with 5e-3 or more, to decay at once was best on seed 0.
 """
 
 from __future__ import annotations

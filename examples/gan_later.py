@@ -1,10 +1,10 @@
 """When should an autoencoder's adversarial loss come in, and with which learning rate?
 
-Stage one trains an autoencoder of small pictures on the squared error alone, which leaves out their grain. In stage
-two a discriminator asks for it, as in VQGAN (Esser et al. 2021, arXiv:2012.09841). `total_steps` is as in `cooldown.py`.
+Stage one trains an autoencoder of small pictures on the squared error alone, which leaves out their grain. Stage two
+has a discriminator for it, as in VQGAN (Esser et al. 2021, arXiv:2012.09841). `total_steps` is as in `cooldown.py`.
 The objective adds the squared error and the distance of the mean spectra, each about 1.9 if the loss never comes. On
 seeds 0 to 2 it should come at 240 of 360 steps: 3.07, 3.25, 3.58; never 3.57, 3.73, 3.81; at once 3.30, 3.41, 3.75.
-With an eighth of the squared error's weight, at once is best or within 1 % of the best.
+The weights, chosen after a look, decide: with an eighth for the squared error, at once is best or within 1 % of it.
 """
 
 from __future__ import annotations
