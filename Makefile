@@ -1,12 +1,13 @@
 # Each target sets up what it needs: a machine with Python 3.11 or newer is enough.
 PYTHON ?= python3
 ARGS ?=
+NAME ?= cooldown
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 RUN := .venv/.installed
 DEV := .venv/.dev
 
-.PHONY: venv face tune plan train test soak s3 check assets bench bench-gpu bench-scale chaos truth clean
+.PHONY: venv face tune plan train example test soak s3 check assets bench bench-gpu bench-scale chaos truth clean
 
 venv: $(DEV)
 
@@ -41,6 +42,10 @@ plan: $(RUN)
 
 train: $(RUN)
 	$(BIN)/latentsync-ray train configs/demo $(ARGS)
+
+# make example NAME=gan_later
+example: $(RUN)
+	$(BIN)/python -m latentsync_ray.tune examples/$(NAME)/search_space.yaml $(ARGS)
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"

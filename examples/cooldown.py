@@ -1,14 +1,13 @@
 """When should a language model's cooldown begin, and at which learning rate should it end?
 
-Stage one trains a small character-level model at a constant learning rate, and in stage two the rate falls linearly:
-"warm-up, stable, decay" (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392). The text is what
-Python's `help` has to say about the language.
+Stage one trains a small character-level model on the text of Python's `help` at a constant learning rate, which falls
+in stage two: "warm-up, stable, decay" (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
+Trials are compared at `total_steps`: stage two is long enough for the earliest beginning, and from there on no weight
+changes. A threshold of 0 is a decay from the first step on, and one of `total_steps` is none.
 
-Trials are compared at an equal number of steps, `total_steps`. The framework gives stage two a fixed length, so it is
-made long enough for the earliest beginning, and steps from `total_steps` on change no weight. A threshold of 0 is
-therefore a decay from the first step on, and a threshold of `total_steps` is no decay at all.
-
-FINDING
+What it found on seeds 0 to 2: a decay over the last 200 of 800 steps, to 5e-4 rather than 0, is best, with a loss of
+1.979, 1.956 and 1.979; without one it is 1.997, 1.973 and 2.003, with one from the start 2.023, 2.005 and 2.018.
+This holds for an `lr` of 3e-3, which was chosen after a look: with 5e-3 or more, to decay at once was best on seed 0.
 """
 
 from __future__ import annotations
@@ -37,15 +36,13 @@ class LanguageModelConfig:
 
     context: int = 12
     """Characters from which the model predicts the next one."""
-    width: int = 128
-    """Channels of its hidden layers."""
     batch_size: int = 64
     """Characters predicted in a step, over all workers."""
     lr: float = 3e-3
     """Learning rate of stage one, from which stage two comes down."""
 
     def complaints(self) -> Iterator[Complaint]:
-        for name in ("context", "width", "batch_size", "lr"):
+        for name in ("context", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 yield name, "must be above 0", "raise it"
 
@@ -68,14 +65,11 @@ class CooldownRecipe(Recipe):
     """A language model's training with a cooldown; stage one has no settings of its own."""
 
     second_stage: DecayConfig
-    """Stage two, from `second_stage.yaml`."""
     language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    """The model, and what both stages train it with."""
     total_steps: int = 800
     """Steps of both stages together."""
 
     def metrics(self) -> Mapping[str, Metric]:
-        """Cross-entropy of characters that are not trained on, in nats."""
         return {"val/objective": Metric(), "val/loss": Metric()}
 
     def objective(self) -> Mapping[str, float]:
@@ -97,7 +91,6 @@ class Cooldown(Training[CooldownRecipe]):
 
     @classmethod
     def prepare(cls, recipe: CooldownRecipe, notes: Notes) -> Inputs[CooldownRecipe]:
-        """The text: there is nothing to find or make, but another version of Python has another one."""
         return Inputs(recipe, {"text": hashlib.sha256(TEXT).hexdigest()}, {"text.characters": len(TEXT)})
 
     def __init__(self, setup: TrainingSetup[CooldownRecipe]):
@@ -108,28 +101,26 @@ class Cooldown(Training[CooldownRecipe]):
 
     def build(self, stage: str, config: StageConfig, state: Mapping[str, Tensor] | None, state_stage: str) -> None:
         self.decay = config if isinstance(config, DecayConfig) else None
-        width, context = self.settings.width, self.settings.context
         with torch.random.fork_rng(devices=[]):  # the first weights are a pure function of the seed
             torch.manual_seed(self.setup.seed)
-            hidden = [nn.Linear(16 * context, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-            self.model = nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), *hidden, nn.Linear(width, 128))
+            hidden = [nn.Linear(16 * self.settings.context, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+            self.model = nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), *hidden, nn.Linear(128, 128))
         self.model.to(self.setup.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.98), fused=True)
         if state is not None:
             self.model.load_state_dict({name: state[f"model.{name}"] for name in self.model.state_dict()})
-        if state is not None and stage == state_stage:
-            for name, parameter in self.model.named_parameters():
-                for moment in ("step", "exp_avg", "exp_avg_sq"):
-                    stored = state[f"optimizer.{name}.{moment}"]
-                    self.optimizer.state[parameter][moment] = stored.to(self.setup.device, copy=True)
+        for name, parameter in self.model.named_parameters() if state and stage == state_stage else ():
+            for moment in ("step", "exp_avg", "exp_avg_sq"):
+                stored = state[f"optimizer.{name}.{moment}"]
+                self.optimizer.state[parameter][moment] = stored.to(self.setup.device, copy=True)
 
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
-        """AdamW on windows that the seed and the step draw, of which each worker takes its share."""
         total, lr = self.setup.recipe.total_steps, self.settings.lr * min(1.0, (global_step + 1) / 20)
         if self.decay is not None:
             done = min(1.0, stage_step / (total - (global_step - stage_step))) if global_step < total else 1.0
             lr += done * (self.decay.final_lr - lr)
         draws = np.random.default_rng((self.setup.seed, global_step))
+        # Drawn for the global batch, of which each worker takes its share.
         chosen = draws.integers(len(self.windows), size=self.settings.batch_size)
         loss = self._loss(self.windows[np.array_split(chosen, self.setup.world_size)[self.setup.rank]])
         if global_step < total:
@@ -144,7 +135,6 @@ class Cooldown(Training[CooldownRecipe]):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The loss on windows of the last tenth of the text, always the same."""
         return {"val/loss": self._loss(self.held_out).item()}
 
     def state(self) -> dict[str, Tensor]:
@@ -154,5 +144,4 @@ class Cooldown(Training[CooldownRecipe]):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _loss(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy of the last character of windows (windows, context + 1), int64."""
         return nn.functional.cross_entropy(self.model(windows[:, :-1]), windows[:, -1])
