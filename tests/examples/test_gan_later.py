@@ -21,6 +21,7 @@ def test_no_weight_changes_from_the_end_on() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_loss_that_comes_later_is_better_than_none_and_than_one_from_the_start(seed: int) -> None:
     found = answers("gan_later", seed)

@@ -120,12 +120,18 @@ def test_draws_that_break_a_rule_fail_in_one_line(cluster: None, make_search: An
     "space",
     [
         {NUM_STEPS: {"grid": [8, 16, 24]}},
-        {
-            NUM_STEPS: {"grid": [8, 24]},
-            "second_stage.report_every_steps": {"grid": [2, 8]},
-            LR: {"grid": [0.01, 0.02]},
-        },
-        {"transition.at_step": {"grid": [4, 12]}, "first_stage.report_every_steps": {"grid": [2, 4]}},
+        pytest.param(
+            {
+                NUM_STEPS: {"grid": [8, 24]},
+                "second_stage.report_every_steps": {"grid": [2, 8]},
+                LR: {"grid": [0.01, 0.02]},
+            },
+            marks=pytest.mark.soak,
+        ),
+        pytest.param(
+            {"transition.at_step": {"grid": [4, 12]}, "first_stage.report_every_steps": {"grid": [2, 4]}},
+            marks=pytest.mark.soak,
+        ),
         pytest.param("truth", marks=pytest.mark.soak),
     ],
     ids=["lengths", "segments", "thresholds", "truth"],

@@ -66,7 +66,7 @@ def trained_spans(outcome: Any) -> list[tuple[Any, ...]]:
     return spans
 
 
-@pytest.mark.parametrize("scheduler", ["fifo", "asha"])
+@pytest.mark.parametrize("scheduler", ["fifo", pytest.param("asha", marks=pytest.mark.soak)])
 def test_what_trials_share_is_trained_once(scheduler: str, cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(
         **GRID, trial_scheduler={"name": scheduler, "grace_period": 4, "reduction_factor": 2}, max_concurrent_trials=6
@@ -123,6 +123,7 @@ def test_a_wide_trunk_and_narrow_branches(cluster: None, make_search: Any, run_s
     assert widths == {("first_stage", 2), ("second_stage", 1)}
 
 
+@pytest.mark.soak
 def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search()
     before = run_search(space, "second_stage.num_steps=4").executed
@@ -132,6 +133,7 @@ def test_a_longer_search_trains_only_what_is_new(cluster: None, make_search: Any
     assert longer.executed == sorted(set(longer.executed))
 
 
+@pytest.mark.soak
 def test_two_workers_and_micro_batches_get_what_one_worker_gets(
     cluster: None, make_search: Any, run_search: Any
 ) -> None:
