@@ -41,8 +41,8 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     for name, stream in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         if stream is not None and getattr(sys, name) is stream:
             setattr(sys, name, _until_closed(stream))
+    interrupts = _Interrupts()
     if threading.current_thread() is threading.main_thread():
-        interrupts = _Interrupts()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, interrupts)
     try:
@@ -50,12 +50,11 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        status = 143
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as error:
+        # What a handler raises while Ray waits comes out of Ray as a plain KeyboardInterrupt.
+        terminated = isinstance(error, Terminated) or interrupts.first == signal.SIGTERM
+        print("terminated" if terminated else "interrupted", file=sys.stderr)
+        status = 143 if terminated else 130
     sys.exit(status)
 
 
@@ -63,11 +62,14 @@ class _Interrupts:
     """The first interrupt has a command clean up and end, the third ends it at once; in between it goes on."""
 
     def __init__(self) -> None:
+        self.first: int | None = None
+        """The signal that came first."""
         self._count = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
         if self._count == 1:
+            self.first = number
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._count == 2:
             os.write(2, b"still cleaning up; once more ends it at once\n")
