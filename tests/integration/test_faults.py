@@ -65,7 +65,7 @@ def test_an_error_in_a_step_reaches_only_those_who_need_it(cluster: None, make_s
     }
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
     num_workers: int, cluster: None, make_search: Any, run_search: Any
 ) -> None:
@@ -83,6 +83,7 @@ def test_a_nan_on_one_rank_ends_the_trial_in_one_line(
     assert trial["error"] == "second_stage from step 8 to 12: step 10: the recon loss is nan"
 
 
+@pytest.mark.soak
 def test_a_diverging_trial_is_stopped_at_its_boundary(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(stage={"second_stage": {"grow": 1000}})
     outcome = run_search(space)
@@ -93,6 +94,7 @@ def test_a_diverging_trial_is_stopped_at_its_boundary(cluster: None, make_search
     assert longer.summary["steps_trained"] == 4  # what it had was kept
 
 
+@pytest.mark.soak
 def test_an_error_that_does_not_come_again_is_retried(
     cluster: None, undisturbed: Any, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_group_without_its_engine_begins_nothing_more(cluster: None, tmp_path:
     assert (tmp_path / "killed").exists() and Store(str(tmp_path)).executions() == []
 
 
+@pytest.mark.soak
 def test_a_controller_killed_before_its_workers_are_up(
     cluster: None, undisturbed: Any, make_search: Any, run_search: Any
 ) -> None:
@@ -244,6 +247,7 @@ class DiesOnce(Trial):
         return super().reset_config(new_config)
 
 
+@pytest.mark.soak
 def test_a_trial_lost_as_it_takes_over_a_process(
     cluster: None, make_search: Any, run_search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +263,7 @@ def test_a_trial_lost_as_it_takes_over_a_process(
     assert sorted(outcome.executed) == sorted(outcome.records)  # nothing was trained again
 
 
+@pytest.mark.soak
 def test_damaged_entries_are_trained_again(
     cluster: None, undisturbed: Any, make_search: Any, run_search: Any
 ) -> None:
@@ -322,6 +327,7 @@ def test_a_full_storage_ends_the_search_in_one_line_and_room_lets_it_go_on(
         assert list(csv.DictReader(stream)) == clean.trials
 
 
+@pytest.mark.soak
 def test_a_clip_that_turns_unreadable_in_mid_run(make_search: Any, run_search: Any, tmp_path: Path) -> None:
     """Two workers train on it; one line names the file, and with the file mended the numbers are the same."""
     folder = tmp_path / "clips"

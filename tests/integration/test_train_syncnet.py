@@ -62,6 +62,7 @@ def test_what_it_leaves_behind_and_twice_the_same_command(
     assert (output / WEIGHTS).stat().st_mtime_ns == before
 
 
+@pytest.mark.soak
 def test_two_workers_get_what_one_gets(cluster: None, tiny: list[str], tmp_path: Path) -> None:
     """After four steps, of which two show decoded frames; the last is the only one with an accuracy."""
     steps = ["num_steps=4", "validate_every_steps=4", "optimizer.lr=1e-4"]
@@ -75,6 +76,7 @@ def test_two_workers_get_what_one_gets(cluster: None, tiny: list[str], tmp_path:
     assert figures(tmp_path / "2")[cosine] == pytest.approx(figures(tmp_path / "1")[cosine], rel=1e-5)
 
 
+@pytest.mark.soak
 def test_ctrl_c_keeps_the_checkpoint_and_the_rest_is_bit_for_bit_the_same(
     cluster: None, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_rest_is_bit_for_bit_the_same(
     assert (tmp_path / "stopped" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+@pytest.mark.soak
 def test_a_place_that_is_taken(cluster: None, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(Exception, match="holds something else than a trained SyncNet"):
