@@ -111,8 +111,9 @@ class Cooldown(Training[CooldownRecipe]):
             self.model.load_state_dict({name: state[f"model.{name}"] for name in self.model.state_dict()})
         for name, parameter in self.model.named_parameters() if state and stage == state_stage else ():
             for moment in ("step", "exp_avg", "exp_avg_sq"):
-                stored = state[f"optimizer.{name}.{moment}"]
-                self.optimizer.state[parameter][moment] = stored.to(self.setup.device, copy=True)
+                stored = state.get(f"optimizer.{name}.{moment}")
+                if stored is not None:  # none before the first step
+                    self.optimizer.state[parameter][moment] = stored.to(self.setup.device, copy=True)
 
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
         total, lr = self.setup.recipe.total_steps, self.settings.lr * min(1.0, (global_step + 1) / 20)

@@ -100,7 +100,8 @@ class GanLater(Training[GanLaterRecipe]):
             weights, strict=state is not None and stage == state_stage
         )  # the discriminator is new in stage two
         for name, parameter in self.model.named_parameters() if state and stage == state_stage else ():
-            moments = {m: state[f"optimizer.{name}.{m}"] for m in ("step", "exp_avg", "exp_avg_sq")}
+            names = {m: f"optimizer.{name}.{m}" for m in ("step", "exp_avg", "exp_avg_sq")}
+            moments = {m: state[full] for m, full in names.items() if full in state}  # none before the first step
             self.optimizer.state[parameter] = {m: t.to(self.setup.device, copy=True) for m, t in moments.items()}
 
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
