@@ -96,9 +96,8 @@ class GanLater(Training[GanLaterRecipe]):
         groups = [{"params": n.parameters(), "peak": p} for n, p in zip(self.model.values(), peaks, strict=False)]
         self.optimizer = torch.optim.Adam(groups, config.lr, betas=(0.5, 0.99), fused=True)
         weights = {n.removeprefix("model."): t for n, t in (state or {}).items() if n.startswith("model.")}
-        self.model.load_state_dict(
-            weights, strict=state is not None and stage == state_stage
-        )  # the discriminator is new in stage two
+        # The discriminator is new in stage two.
+        self.model.load_state_dict(weights, strict=state is not None and stage == state_stage)
         for name, parameter in self.model.named_parameters() if state and stage == state_stage else ():
             names = {m: f"optimizer.{name}.{m}" for m in ("step", "exp_avg", "exp_avg_sq")}
             moments = {m: state[full] for m, full in names.items() if full in state}  # none before the first step
