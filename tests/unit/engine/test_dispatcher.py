@@ -831,7 +831,7 @@ def test_a_trial_that_was_lost_keeps_the_furthest_state_of_which_it_was_told() -
         made.add_done(segment, state_kept=True)
     made.give(walk[0], "t0")
     made.retention.tell_ahead("t0")
-    made.drop(made.give(walk[0], "t0"))  # a new process begins anew
+    made.drop(made.give(walk[0], "t0"))  # a new process begins at step 0
     assert walk[-1].key in made.states.kept
 
 
