@@ -209,6 +209,10 @@ class Engine:
         order = await self.pool.wait_for_order(group, number)
         return None if order is None else WorkerOrder(order.segment, self.known.parent_state(order.segment))
 
+    async def note(self, line: str) -> None:
+        """A worker tells the user something, which others may tell too."""
+        self.notices.add_once(line)
+
     async def order_stands(self, group: str, number: int) -> bool:
         """Whether order `number` of a group is to be trained; an engine that was lost knows neither."""
         return self.pool.order_stands(group, number) is not None
@@ -219,7 +223,7 @@ class Engine:
             segment = self.dispatcher.finish(group, self._clock()).segment
             self.spending.stored_bytes += outcome.state.num_bytes
             result = self.known.results[segment.key] = Result(outcome.metrics, outcome.state)
-            self.totals.add(segment, outcome.timings)
+            self.totals.add(segment, outcome.timings, outcome.speed)
             self.pool.finish_order(group)
             self.answers.give(segment.key, result)
             self._decide()

@@ -134,6 +134,22 @@ class Timings:
     restore_seconds: float
     train_seconds: float
     validate_seconds: float
+    publish_seconds: float = 0.0
+    """Of the segment that the worker published before: a record is written before its own publishing has ended."""
+    wait_seconds: float = 0.0
+    """For the order, since the one before was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a segment was trained."""
+
+    peak_memory_bytes: int = 0
+    """Most memory at any time that tensors held on the GPU, or, without one, the process; of rank 0."""
+    samples_per_second: float | None = None
+    """Of all ranks together; None if the training does not know."""
+    mfu: float | None = None
+    """Model-FLOPs utilisation, from 0 to 1; None if FLOPs or the device's peak are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +159,7 @@ class SegmentOutcome:
     metrics: Metrics
     state: StoredState
     timings: Timings
+    speed: Speed = Speed()
 
 
 class Fault(Enum):
@@ -180,14 +197,21 @@ class StageTotals:
     restore_seconds: float = 0.0
     train_seconds: float = 0.0
     validate_seconds: float = 0.0
+    publish_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    newest_speed: Speed = Speed()
+    """Of the segment that was trained last."""
 
     def __add__(self, other: StageTotals) -> StageTotals:
-        """Both together."""
+        """Both together; the other is the newer one."""
         return StageTotals(
             self.num_steps + other.num_steps,
             self.restore_seconds + other.restore_seconds,
             self.train_seconds + other.train_seconds,
             self.validate_seconds + other.validate_seconds,
+            self.publish_seconds + other.publish_seconds,
+            self.wait_seconds + other.wait_seconds,
+            other.newest_speed,
         )
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import StageTotals, Timings
+from latentsync_ray.engine.messages import Speed, StageTotals, Timings
 
 
 class Totals:
@@ -14,8 +16,8 @@ class Totals:
         self.newest_seconds_per_step: float | None = None
         """Of the segment that was trained last."""
 
-    def add(self, segment: Segment, timings: Timings) -> None:
+    def add(self, segment: Segment, timings: Timings, speed: Speed) -> None:
         """Adds a trained segment."""
-        one = StageTotals(segment.num_steps, timings.restore_seconds, timings.train_seconds, timings.validate_seconds)
+        one = StageTotals(num_steps=segment.num_steps, **asdict(timings), newest_speed=speed)
         self.by_stage[segment.stage] = self.by_stage.get(segment.stage, StageTotals()) + one
         self.newest_seconds_per_step = one.seconds_per_step

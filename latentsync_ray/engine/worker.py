@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import recipe_from_plain, stage_config
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.training import Training, TrainingSetup, load_training
+from latentsync_ray.engine.determinism import make_deterministic, refused_operation
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import (
     Fault,
@@ -32,6 +34,7 @@ from latentsync_ray.engine.messages import (
     WorkerOrder,
     WorkerSetup,
 )
+from latentsync_ray.engine.speed import reset_peak_memory, segment_speed
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
@@ -45,7 +48,7 @@ def train_loop(config: dict[str, Any]) -> None:
     load_training(setup.training)  # its libraries load while the driver readies the inputs
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
-    worker = _Worker(setup, group, rank, world_size, inputs)
+    worker = _Worker(setup, group, rank, world_size, inputs, engine)
 
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
@@ -64,7 +67,7 @@ def train_loop(config: dict[str, Any]) -> None:
             worker.forget()
             lost_parent = order.segment.parent if isinstance(error, DamagedEntryError) else None
             explained = isinstance(error, UserError | FloatingPointError)
-            message = str(error) if explained else f"{type(error).__name__}: {error}"
+            message = str(error) if explained else refused_operation(error) or f"{type(error).__name__}: {error}"
             one_line = " ".join(message.split())
             fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
             fault = Fault.STORAGE if isinstance(error, StorageError) else fault
@@ -100,8 +103,10 @@ class _Worker:
         rank: int,
         world_size: int,
         inputs: WorkerSetup,
+        engine: Any,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
+        self.engine, self.idle_since, self.publish_seconds = engine, time.perf_counter(), 0.0
         self.training_class = load_training(setup.training)
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage)
@@ -134,9 +139,10 @@ class _Worker:
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
-        started = time.perf_counter()
+        started, waited_since = time.perf_counter(), self.idle_since
         training, steps = self._restore(segment, order)
-        restored = time.perf_counter()
+        restored, num_left_off = time.perf_counter(), len(steps)
+        reset_peak_memory()
 
         # Train.
         for global_step in range(segment.start_step + len(steps), segment.end_step):
@@ -144,15 +150,16 @@ class _Worker:
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
-                    progress = {"steps": steps, "start_weights_sha256": self.start_sha256}
+                    progress = {"steps": [dict(step) for step in steps], "start_weights_sha256": self.start_sha256}
                     self.store.write_partial(segment.key, progress, training.state())
                 raise _PreemptedError
+        losses = [dict(step) for step in steps]  # waits for a device that is still at it
         trained = time.perf_counter()
 
         # Validate.
         metrics = training.validate()
-        for name in steps[0]:
-            metrics[f"train/{name}"] = sum(step[name] for step in steps) / len(steps)
+        for name in losses[0]:
+            metrics[f"train/{name}"] = sum(step[name] for step in losses) / len(losses)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {segment.end_step}: {name} is {value}")
@@ -161,6 +168,7 @@ class _Worker:
         # Publish: state first, record last.
         self.held = segment.key
         if self.rank != 0:
+            self.idle_since = time.perf_counter()
             return None
         state, preview = training.state(), training.preview()
         picture = io.BytesIO()
@@ -170,21 +178,27 @@ class _Worker:
             restore_seconds=restored - started,
             train_seconds=trained - restored,
             validate_seconds=validated - trained,
+            publish_seconds=self.publish_seconds,
+            wait_seconds=started - waited_since,
         )
+        speed = segment_speed(training.work(), segment.num_steps - num_left_off, timings.train_seconds)
         record = {
             "segment": segment.to_dict(),
             "metrics": metrics,
-            "steps": steps,
+            "steps": losses,
             "start_weights_sha256": self.start_sha256,
             "weights_sha256": weights_sha256(state),
             "environment": environment(),
             "timings": dataclasses.asdict(timings),
+            "speed": dataclasses.asdict(speed),
         }
         stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
         written = StoredState(stored["state"]["sha256"], stored["state"]["bytes"])
-        return SegmentOutcome(metrics, written, timings)
+        self.idle_since = time.perf_counter()
+        self.publish_seconds = self.idle_since - validated
+        return SegmentOutcome(metrics, written, timings, speed)
 
-    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[dict[str, float]]]:
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Mapping[str, float]]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
 
         It is at the end of the parent segment, or where another worker had to leave this one.
@@ -234,8 +248,10 @@ class _Worker:
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
     def _new_training(self, seed: int) -> Training[Any]:
-        # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        make_deterministic()
         device = ray.train.torch.get_device()
-        return self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))
+        training = self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))
+        lines = training.rehearse(self.store)
+        for line in lines if self.rank == 0 else ():
+            ray.get(self.engine.note.remote(line))
+        return training

@@ -107,6 +107,10 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
+        for group in ("speed", "timings"):
+            for name, value in record.get(group, {}).items():
+                if value is not None:
+                    writer.add_scalar(f"{stage}/{group}/{name}", value, end)
         try:
             preview = self._store.read_preview(record)
         except DamagedEntryError as error:

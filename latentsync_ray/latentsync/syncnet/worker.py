@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import ray.train.torch
 import torch
 from safetensors.torch import load_file, save_file
 
+from latentsync_ray.engine.determinism import make_deterministic
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
 from latentsync_ray.latentsync.syncnet.training import SyncTraining, sync_accuracy
@@ -28,9 +28,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         settings: `config`, a `SyncNetConfig`; and `progress`, a queue for `(step, metrics)` of every step.
     """
     config: SyncNetConfig = settings["config"]
-    # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    make_deterministic()
     torch.set_num_threads(config.num_threads)
 
     context = ray.train.get_context()
