@@ -11,7 +11,7 @@ import argparse
 
 from benchmarks.gpu.counted import CountedStep, Variant, count_step
 from benchmarks.gpu.counter import Cost, total
-from benchmarks.gpu.sizes import FULL, SMALL, recipe_of
+from benchmarks.gpu.sizes import FULL, SMALL, STAGES, recipe_of
 from latentsync_ray.cli import run_cli
 
 VARIANTS = {
@@ -28,7 +28,7 @@ _COLUMNS = ("", "kernels", "TFLOP", "GB", '"usual" ms', "kept GiB", "optimizer G
 def main(arguments: list[str] | None = None) -> int:
     """Counts, printing a row as soon as it is known. Returns 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("first_stage", "second_stage"), help="one stage alone")
+    parser.add_argument("--stage", choices=STAGES, help="one stage alone")
     parser.add_argument("--kinds", action="store_true", help="what they are made up of, too")
     parser.add_argument("--small", action="store_true", help="the demo's sizes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe")
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     size = SMALL if options.small else FULL
     recipe = recipe_of(size, options.overrides)
     print(_row(*_COLUMNS), _row(*["---"] * len(_COLUMNS)), sep="\n", flush=True)
-    for stage in (options.stage,) if options.stage else ("first_stage", "second_stage"):
+    for stage in (options.stage,) if options.stage else STAGES:
         for name, variant in VARIANTS.items():
             step = count_step(size, recipe, stage, variant)
             print(_row(f"{stage}, batch {getattr(recipe, stage).batch_size}, {name}", *_cells(step)), flush=True)

@@ -22,6 +22,7 @@ from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.latentsync.syncnet.training import build_syncnet
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+STAGES = ("first_stage", "second_stage")
 WHISPER_STATES = 5
 """Of Whisper tiny: four layers and what goes into the first."""
 
@@ -35,6 +36,8 @@ class Size:
     vae: dict[str, Any]
     lpips_channels: tuple[int, ...]
     video_encoder: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+    """`key=value` arguments that make the recipe still smaller."""
 
     def networks(self) -> dict[str, Callable[[], torch.nn.Module]]:
         """What makes each frozen network with random weights, by its name in a recipe's components."""
@@ -79,15 +82,15 @@ SMALL = Size(
         "num_attention_heads": 2,
         "intermediate_size": 32,
     },
+    ("first_stage.batch_size=1", *(f"{stage}.model.block_out_channels=[32,32]" for stage in STAGES)),
 )
 
 
 def recipe_of(size: Size, arguments: list[str]) -> LatentSyncRecipe:
     """The recipe of a size, in bfloat16, with `key=value` arguments applied."""
-    stages = ("first_stage", "second_stage")
-    _, recipe = search_of_one(CONFIGS / size.recipe, arguments)
+    _, recipe = search_of_one(CONFIGS / size.recipe, [*size.overrides, *arguments])
     assert isinstance(recipe, LatentSyncRecipe)
-    return replace(recipe, **{stage: replace(getattr(recipe, stage), dtype="bfloat16") for stage in stages})
+    return replace(recipe, **{stage: replace(getattr(recipe, stage), dtype="bfloat16") for stage in STAGES})
 
 
 def make_inputs(size: Size, recipe: LatentSyncRecipe, folder: Path) -> LatentSyncRecipe:
@@ -95,11 +98,8 @@ def make_inputs(size: Size, recipe: LatentSyncRecipe, folder: Path) -> LatentSyn
     torch.manual_seed(0)
     for name, make in size.networks().items():
         make().save_pretrained(folder / name)
-    components = ComponentsConfig(**{name: str(folder / name) for name in size.networks()})
     write_clips(size, recipe, folder / "clips")
-    data = DataConfig(str(folder / "clips"), recipe.data.num_frames)
-    validation = replace(recipe.validation, num_samples=1)
-    return replace(recipe, data=data, components=components, validation=validation)
+    return _with_inputs(size, recipe, folder)
 
 
 def write_clips(size: Size, recipe: LatentSyncRecipe, folder: Path) -> None:
@@ -133,3 +133,15 @@ def write_clips(size: Size, recipe: LatentSyncRecipe, folder: Path) -> None:
         clips=records,
         posterior_scaling=[0.0, 0.18215],
     ).write(folder)
+
+
+def prepared_recipe(size: Size, arguments: list[str], folder: Path) -> LatentSyncRecipe:
+    """The recipe of a size with the networks and clips that `make_inputs` has made in a folder."""
+    return _with_inputs(size, recipe_of(size, arguments), folder)
+
+
+def _with_inputs(size: Size, recipe: LatentSyncRecipe, folder: Path) -> LatentSyncRecipe:
+    components = ComponentsConfig(**{name: str(folder / name) for name in size.networks()})
+    data = DataConfig(str(folder / "clips"), recipe.data.num_frames)
+    validation = replace(recipe.validation, num_samples=1)
+    return replace(recipe, data=data, components=components, validation=validation)
