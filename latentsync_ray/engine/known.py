@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import StoredState
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.dispatcher import Dispatcher
-from latentsync_ray.engine.messages import Metrics, ParentState, StoredState
+from latentsync_ray.engine.messages import ParentState
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.store import DamagedEntryError, Store
 
@@ -48,10 +49,8 @@ class KnownSegments:
                 self._notices.add(f"{error}; it will be trained again")
                 return None
             if record is not None and key not in self.results:
-                state = record["state"]
-                self.results[key] = Result(record["metrics"], StoredState(state["sha256"], state["bytes"]))
-                segment = self.with_shared_config(Segment(**record["segment"]))
-                self._dispatcher.add_done(segment, state["status"] == "kept")
+                self.results[key] = Result(record.metrics, record.state)
+                self._dispatcher.add_done(self.with_shared_config(record.segment), record.state.kept)
         return self.results.get(key)  # a worker may have published it while the store was read
 
     async def find_or_learn(self, segment: Segment) -> Result | None:

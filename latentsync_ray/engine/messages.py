@@ -11,12 +11,9 @@ from enum import Enum
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import StoredState, Timings
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.budget import Exceeded
-
-Metrics = Mapping[str, float]
-"""By name."""
-
 
 # Answers to a trial that asks for a segment
 
@@ -115,25 +112,6 @@ class WorkerOrder:
     """What to train."""
     parent: ParentState | None
     """What it starts from; None at step 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredState:
-    """A state as a segment's record has it."""
-
-    sha256: str
-    """Of the file."""
-    num_bytes: int
-    """Of the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """How long the parts of an order took."""
-
-    restore_seconds: float
-    train_seconds: float
-    validate_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.hashing import digest
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.transition import Observation, divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics, Unfinished
+from latentsync_ray.engine.messages import Answer, Failed, Finished, Unfinished
 
 POINTER = "pointer.json"
 """File of a checkpoint: the trial's last segment and its history."""

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import uuid
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.atomic import new_file
+from latentsync_ray.core.hashing import digest, file_sha256
 from latentsync_ray.latentsync.data.media import (
     audio_windows,
     first_mel_column,
@@ -89,9 +89,8 @@ class Index:
     def write(self, folder: Path) -> None:
         """Writes `folder`/index.json."""
         text = json.dumps({"fingerprint": self.fingerprint, **self.as_json()}, indent=1)
-        temporary = folder / ".index.json"
-        temporary.write_text(text)
-        temporary.replace(folder / "index.json")
+        with new_file(folder / "index.json") as made:
+            made.write_text(text)
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
@@ -132,12 +131,6 @@ class Index:
         return values
 
 
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord:
     """Writes one clip of a set.
 
@@ -156,10 +149,8 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:60]
     file = f"clips/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
     path = folder / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    with new_file(path) as made:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, made)
     return ClipRecord(name, file, len(tensors["frames"]), "train", file_sha256(path))
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import ClipRecord
@@ -196,10 +196,8 @@ def read_record(path: Path, folder: Path) -> ClipRecord | None:
 
 def write_json(path: Path, values: Any) -> None:
     """Writes a small file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(path)
+    with new_file(path) as made:
+        made.write_text(json.dumps(values, indent=1))
 
 
 def _begin(count: Path, what: Path | str) -> None:

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.folders import new_folder
+from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns

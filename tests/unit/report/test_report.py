@@ -12,12 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from ray.tune.experiment import Trial
+from records import make_segment, make_trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
 from latentsync_ray.report.report import read_finished, write_report
@@ -59,7 +62,7 @@ def trial(
                 "stage": "first_stage" if first else "second_stage",
                 "second_stage_step": 0 if first else step - transition_step,
                 "cached": number > 0 and first,
-                "key": f"first-{step}" if first else f"{transition_step}-{lr}-{step}",
+                "key": segment_of(f"first-{step}" if first else f"{transition_step}-{lr}-{step}").key,
                 "done": False,
             }
         )
@@ -67,6 +70,20 @@ def trial(
         if log.last["cached"]:
             log.shared.append(log.last["key"])
     return log
+
+
+SEGMENTS: dict[str, Segment] = {}
+"""By key, those that `segment_of` has made."""
+
+
+def segment_of(name: str) -> Segment:
+    segment = make_segment(int(digest(name)[:8], 16))
+    return SEGMENTS.setdefault(segment.key, segment)
+
+
+def publish_last(store: Store, log: TrialLog) -> None:
+    if log.results:
+        store.publish(make_trained(SEGMENTS[log.last["key"]]), {"model.weight": torch.zeros(1)})
 
 
 def numbered(*trials: TrialLog) -> dict[int, TrialLog]:
@@ -119,10 +136,18 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
     def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
         picture = io.BytesIO()
         Image.new("RGB", (6, 4), colour).save(picture, "PNG")
-        record = {"steps": [{"loss": loss, "lr": loss / 8} for loss in losses]}
-        store.publish(key, record, {"model.weight": torch.zeros(1)}, picture.getvalue())
+        segment = segment_of(key)
+        trained = make_trained(segment, steps=[{"loss": loss, "lr": loss / 8} for loss in losses])
+        store.publish(trained, {"model.weight": torch.zeros(1)}, picture.getvalue())
         end = start + len(losses)
-        place = {"stage": stage, "start_step": start, "global_step": end, "key": key, "parent": "", "cached": False}
+        place = {
+            "stage": stage,
+            "start_step": start,
+            "global_step": end,
+            "key": segment.key,
+            "parent": "",
+            "cached": False,
+        }
         means = {"train/loss": sum(losses) / len(losses), "val/objective": value, "time_total_s": 1.0}
         log.on_trial_result(0, trials, trials[number], {**place, **means})
 
@@ -212,7 +237,7 @@ def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> 
         "second_stage_step": "20",
         "train/loss": "1.0",
         "val/objective": "2",
-        "key": "20-a-40",
+        "key": segment_of("20-a-40").key,
     }
     assert rows[2]["status"] == "failed"
     assert rows[2]["val/objective"] == rows[2]["transition_step"] == ""
@@ -260,7 +285,7 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
     report(trials, recipe, tmp_path)
     assert read_finished(store, "searches/s") is None
     for log in trials.values():
-        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
+        publish_last(store, log)
     assert read_finished(store, "searches/s") == trials
 
     file = tmp_path / "searches/s/trials.json"
@@ -299,13 +324,13 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(
         "raise it and run the same command again to go on"
     )
     for log in trials.values():
-        Store(str(tmp_path)).publish(log.last.get("key", "none"), {}, {"model.weight": torch.zeros(1)})
+        publish_last(Store(str(tmp_path)), log)
     assert read_finished(Store(str(tmp_path)), "searches/s") is None
 
 
 def test_a_search_with_a_failed_trial_is_not_finished(recipe: Recipe, tmp_path: Path) -> None:
     store, trials = Store(str(tmp_path)), numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4], "failed"))
     for log in trials.values():
-        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
+        publish_last(store, log)
     report(trials, recipe, tmp_path)
     assert read_finished(store, "searches/s") is None
