@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypedDict
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
@@ -70,6 +71,15 @@ class GroupSetup:
     """Folder or URI below which Ray may write its own files."""
     preemptible: bool
     """Whether nodes may be taken away, of which a notice is looked for after every step."""
+
+
+class LoopConfig(TypedDict):
+    """What Ray Train hands to the loop of each worker."""
+
+    setup: GroupSetup
+    """What all groups are started with."""
+    group: str
+    """Name of the worker's own."""
 
 
 @dataclass(frozen=True)

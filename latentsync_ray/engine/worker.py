@@ -24,6 +24,7 @@ from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import (
     Fault,
     GroupSetup,
+    LoopConfig,
     OrderFailure,
     SegmentOutcome,
     WorkerOrder,
@@ -32,10 +33,9 @@ from latentsync_ray.engine.messages import (
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config: LoopConfig) -> None:
     """Runs on every rank of a worker group until the engine has no more orders."""
     setup, group = config["setup"], config["group"]
-    assert isinstance(setup, GroupSetup)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     engine = ray.get_actor(setup.engine)

@@ -4,7 +4,6 @@ A set is a folder: index.json, mask.safetensors and one clips/*.safetensors a cl
 `latentsync_ray.preprocess`. A sample is a pure function of its arguments, so any rank of any run can draw it.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import Settings, settings
 from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import digest, file_sha256
 from latentsync_ray.latentsync.data.media import (
@@ -123,9 +123,9 @@ class Index:
             )
         return index
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Settings:
         """Plain values, as they are written."""
-        values = dataclasses.asdict(self)
+        values = settings(self)
         if self.posterior_scaling is None:
             del values["posterior_scaling"]  # sets made before there were posteriors keep their fingerprints
         return values
