@@ -131,6 +131,27 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
     asyncio.run(search())
 
 
+def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
+    """The order of two trials fails twice in the same way, and then for good."""
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
+        await settle()
+        await first_order(engine)
+        failure = OrderFailure("no such clip", Fault.ERROR, restarting=False, lost_parent=None)
+        await engine.order_failed("group-1", 0, failure)
+        assert (await engine.next_order("group-1", 1)) is not None
+        await engine.order_failed("group-1", 1, failure)
+        answers = [await asyncio.wait_for(answer, timeout=10) for answer in asking]
+        assert answers == [Failed("first_stage from step 0 to 4: no such clip")] * 2
+        assert (await engine.status()).notices == ("group-1: first_stage to step 4 for t0 and 1 more: no such clip",)
+        serving.cancel()
+
+    asyncio.run(search())
+
+
 def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
     """The parent's state is damaged, and the record of the segment before it, which would mend that, is gone."""
     parent = Segment("lost", "first_stage", {"num_workers": 1}, 4, 0, 8)
