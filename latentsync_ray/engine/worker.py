@@ -168,6 +168,8 @@ class _Worker:
         )
         trained = Trained(segment, metrics, steps, self.start_sha256, weights_sha256(state), environment(), timings)
         record = self.store.publish(trained, state, picture.getvalue() or None)
+        if self.setup.preemptible:
+            self.store.drop_partial(segment.key)  # it is of no use any more
         return SegmentOutcome(metrics, record.state, timings)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:

@@ -26,6 +26,9 @@ from latentsync_ray.store.files import Files
 if TYPE_CHECKING:
     import torch
 
+RECORD_FILE, STATE_FILE, PREVIEW_FILE = "record.json", "state.safetensors", "preview.png"
+PARTIAL_FILES = "partial.json", "partial.safetensors"
+"""What a worker keeps that had to leave: how far it came, and the state there."""
 _FORMAT = 2
 
 
@@ -38,7 +41,7 @@ class Store(Files):
         Raises:
             DamagedEntryError: The record is not what was written.
         """
-        name = f"segments/{key}/record.json"
+        name = f"segments/{key}/{RECORD_FILE}"
         values = self.read_json(name)
         if values is None:
             return None
@@ -58,10 +61,12 @@ class Store(Files):
         key = trained.segment.key
         preview_sha256 = None
         if preview is not None:
-            self.write_bytes(f"segments/{key}/preview.png", preview)
+            self.write_bytes(f"segments/{key}/{PREVIEW_FILE}", preview)
             preview_sha256 = hashlib.sha256(preview).hexdigest()
         known = {field.name: getattr(trained, field.name) for field in fields(Trained)}
-        record = Record(**known, state=self._write_state(f"{key}/state", state), preview_sha256=preview_sha256)
+        record = Record(
+            **known, state=self._write_state(f"segments/{key}/{STATE_FILE}", state), preview_sha256=preview_sha256
+        )
         self._write_record(record)
         return record
 
@@ -73,7 +78,7 @@ class Store(Files):
         """
         if record.preview_sha256 is None:
             return None
-        name = f"segments/{record.key}/preview.png"
+        name = f"segments/{record.key}/{PREVIEW_FILE}"
         content = self.read_bytes(name)
         if content is None:
             raise DamagedEntryError(f"{self.root}/{name}: is gone")
@@ -87,7 +92,7 @@ class Store(Files):
         Raises:
             DamagedEntryError: The file is gone or is not what was written.
         """
-        path = f"{self.root}/segments/{record.key}/state.safetensors"
+        path = f"{self.root}/segments/{record.key}/{STATE_FILE}"
         try:
             with self._filesystem.open_input_stream(path) as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -97,6 +102,18 @@ class Store(Files):
             raise StorageError.at(path, error, "read") from None
         if sha256 != record.state.sha256:
             raise DamagedEntryError(f"{path}: does not match its checksum")
+
+    def has_state(self, record: Record) -> bool:
+        """Whether the state that a record promises is there, with all its bytes; its checksum is for who reads it.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        path = f"{self.root}/segments/{record.key}/{STATE_FILE}"
+        try:
+            return record.state.kept and self._filesystem.get_file_info(path).size == record.state.num_bytes
+        except OSError as error:
+            raise StorageError.at(path, error, "read") from None
 
     def read_state(self, key: str, sha256: str) -> dict[str, torch.Tensor]:
         """The tensors of a segment's stored state, on the CPU.
@@ -108,7 +125,7 @@ class Store(Files):
         Raises:
             DamagedEntryError: The file is gone or is not what was written.
         """
-        return self._read_state(f"{key}/state", sha256)
+        return self._read_state(f"segments/{key}/{STATE_FILE}", sha256)
 
     def drop_state(self, key: str) -> None:
         """Deletes a state; the record says so first, so that it never promises what is gone."""
@@ -116,7 +133,7 @@ class Store(Files):
         if record is None or not record.state.kept:
             return
         self._write_record(replace(record, state=replace(record.state, kept=False)))
-        self.remove(f"segments/{key}/state.safetensors")
+        self.remove(f"segments/{key}/{STATE_FILE}")
 
     def write_partial(
         self,
@@ -130,8 +147,9 @@ class Store(Files):
         Raises:
             StorageError: There is no room, or the place is gone; then nothing has changed.
         """
-        partial = Partial(steps, start_weights_sha256, self._write_state(f"{key}/partial", state))
-        self.write_json(f"segments/{key}/partial.json", settings(asdict(partial)))
+        progress, tensors = (f"segments/{key}/{file}" for file in PARTIAL_FILES)
+        partial = Partial(steps, start_weights_sha256, self._write_state(tensors, state))
+        self.write_json(progress, settings(asdict(partial)))
 
     def read_partial(self, key: str) -> Partial | None:
         """What was kept of a segment, or None if nothing was.
@@ -139,17 +157,17 @@ class Store(Files):
         Raises:
             DamagedEntryError: The file is not what was written.
         """
-        values = self.read_json(f"segments/{key}/partial.json")
+        values = self.read_json(f"segments/{key}/{PARTIAL_FILES[0]}")
         return None if values is None else Partial(**{**values, "state": StoredState(**values["state"])})
 
     def read_partial_state(self, key: str, partial: Partial) -> dict[str, torch.Tensor]:
         """As `read_state`, for what was kept of a segment."""
-        return self._read_state(f"{key}/partial", partial.state.sha256)
+        return self._read_state(f"segments/{key}/{PARTIAL_FILES[1]}", partial.state.sha256)
 
     def drop_partial(self, key: str) -> None:
         """Deletes what was kept of a segment, if there is anything."""
-        self.remove(f"segments/{key}/partial.json")
-        self.remove(f"segments/{key}/partial.safetensors")
+        for file in PARTIAL_FILES:
+            self.remove(f"segments/{key}/{file}")
 
     def log_execution(self, key: str, group: str) -> None:
         """Notes that this process, of a worker group, begins to train a segment."""
@@ -163,20 +181,20 @@ class Store(Files):
 
     def keys(self) -> list[str]:
         """Keys of all segments with a record, sorted."""
-        return sorted(name.split("/")[1] for name in self.files("segments") if name.endswith("/record.json"))
+        return sorted(name.split("/")[1] for name in self.files("segments") if name.endswith(f"/{RECORD_FILE}"))
 
     def state_bytes(self) -> int:
-        """Size of all stored states together; what else is stored is small."""
+        """Size of all stored states together, partial and half-written ones included; the rest is small."""
         files = self.files("segments")
-        return sum(size for name, size in files.items() if name.endswith("/state.safetensors"))
+        return sum(size for name, size in files.items() if not name.endswith((".json", ".png")))
 
     def _write_record(self, record: Record) -> None:
-        self.write_json(f"segments/{record.key}/record.json", {"format": _FORMAT, **record.to_json()})
+        self.write_json(f"segments/{record.key}/{RECORD_FILE}", {"format": _FORMAT, **record.to_json()})
 
     def _read_state(self, name: str, sha256: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file  # imported here: trials and the engine need no torch
 
-        path = f"{self.root}/segments/{name}.safetensors"
+        path = f"{self.root}/{name}"
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(path)
             try:
@@ -197,11 +215,13 @@ class Store(Files):
     def _write_state(self, name: str, state: Mapping[str, torch.Tensor]) -> StoredState:
         from safetensors.torch import save_file
 
-        path = f"{self.root}/segments/{name}.safetensors"
+        path = f"{self.root}/{name}"
         try:
             with self._new_file(path) as made:
                 save_file(dict(state), made)
                 stored = StoredState(file_sha256(made), made.stat().st_size)
+            if (found := self._filesystem.get_file_info(path).size) != stored.num_bytes:
+                raise OSError(f"{found} of {stored.num_bytes} bytes have arrived")
         except (OSError, SafetensorError) as error:
             raise StorageError.at(path, error) from None
         return stored

@@ -20,8 +20,8 @@ from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.core.atomic import TEMPORARY
 from latentsync_ray.core.record import Record
 from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
+from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
 
-STATE_FILE = "state.safetensors"
 _SILENT_SECONDS = 60.0
 """A search of which so long nothing was heard was killed; it notes every few seconds what it has spent."""
 
@@ -186,16 +186,19 @@ def unneeded_states(records: dict[str, Record], needed: set[str]) -> list[str]:
 def leftovers(store: Store, records: dict[str, Record]) -> dict[str, int]:
     """Bytes of what is left behind, by name.
 
-    Killed writers leave half-written files and states that no record promises; and there is what was kept of
-    segments that were finished since.
+    Killed writers leave half-written files, whatever the library that wrote them has called them, and states that no
+    record promises; and there is what was kept of segments that were finished since.
     """
     files = store.files("segments")
-    left = {}
+    left = {name: size for name, size in store.files("searches").items() if name.endswith(TEMPORARY)}
     for name, num_bytes in files.items():
         _, key, file = name.split("/", 2)
         damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises
         promised = key in records and records[key].state.kept
-        outlived = file.startswith("partial.") and key in records
-        if name.endswith(TEMPORARY) or outlived or (file == STATE_FILE and not promised and not damaged):
+        outlived = file in PARTIAL_FILES and key in records
+        unknown = file not in (RECORD_FILE, STATE_FILE, PREVIEW_FILE, *PARTIAL_FILES) and not (
+            file.startswith("executions/") and file.endswith(".json")
+        )
+        if unknown or outlived or (file == STATE_FILE and not promised and not damaged):
             left[name] = num_bytes
     return left

@@ -315,3 +315,26 @@ def test_what_was_kept_of_a_segment_comes_back_unless_it_is_damaged(tmp_path: Pa
     store.drop_partial(KEY)
     store.drop_partial(KEY)
     assert store.read_partial(KEY) is None and store.files("segments") == {}
+
+
+def test_all_that_is_large_counts_as_stored(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    record = store.publish(TRAINED, make_state(), b"picture")
+    assert store.state_bytes() == record.state.num_bytes
+    store.write_partial(KEY, [], None, make_state())
+    file_of(store, ".tmpa1b2c3").write_bytes(b"half")
+    assert store.state_bytes() == 2 * record.state.num_bytes + 4
+
+
+def test_a_state_that_was_cut_is_not_there(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    record = store.publish(TRAINED, make_state())
+    assert store.has_state(record)
+    file = file_of(store, "state.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not store.has_state(record)
+    file.unlink()
+    assert not store.has_state(record)
+    store.drop_state(KEY)
+    dropped = store.read_record(KEY)
+    assert dropped is not None and not store.has_state(dropped)

@@ -99,7 +99,7 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(store.root) / "segments"
-    (folder / keys["20"] / "state.77.tmp").write_bytes(b"half")
+    (folder / keys["20"] / ".tmpa1b2c3").write_bytes(b"half")  # as safetensors calls its own
     for name in (f"{keys['20']}/partial.json", f"{'e' * 64}/partial.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         store.write_json(f"segments/{name}", {"steps": []})
@@ -120,7 +120,7 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     assert run(store, "collect", "--drop") == 0
     assert f"2 states and 3 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
     gone = {f"segments/{key}/state.safetensors" for key in (*middles, "e" * 64)}
-    outlived = {f"segments/{keys['20']}/{name}" for name in ("state.77.tmp", "partial.json")}
+    outlived = {f"segments/{keys['20']}/{name}" for name in (".tmpa1b2c3", "partial.json")}
     assert files - set(store.files("segments")) == gone | outlived
     for key in middles:
         record = store.read_record(key)
