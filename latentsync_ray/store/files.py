@@ -14,8 +14,9 @@ import pyarrow.fs
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import digest
-from latentsync_ray.store.errors import DamagedEntryError, StorageError
+from latentsync_ray.store.errors import DamagedEntryError
 from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
+from latentsync_ray.store.patience import Patience
 
 _LEAST_LENGTH = 1000
 """Of a JSON file: Arrow does not retry to read from S3 what is shorter than the text of the server's error."""
@@ -27,13 +28,14 @@ class Files:
     Args:
         uri: A folder, or a URI of one, as pyarrow takes it: `s3://bucket/prefix?endpoint_override=host:9000`, `gs://`.
             Credentials are found in the usual places of the environment.
+        patience: With a storage that fails for a while.
 
     Raises:
         UserError: The place cannot be used.
     """
 
-    def __init__(self, uri: str):
-        self._given = uri
+    def __init__(self, uri: str, patience: Patience | None = None):
+        self._given, self.patience = uri, patience or Patience()
         try:
             self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             if "://" in uri:
@@ -80,10 +82,8 @@ class Files:
         Raises:
             StorageError: The place is gone.
         """
-        try:
-            infos = self._filesystem.get_file_info([f"{self.root}/{name}" for name in names])
-        except OSError as error:
-            raise StorageError.at(self.root, error, "read") from None
+        paths = [f"{self.root}/{name}" for name in names]
+        infos = self.patience.attempt(self.root, lambda: self._filesystem.get_file_info(paths), "read")
         return {name: info.mtime.timestamp() for name, info in zip(names, infos, strict=True) if info.is_file}
 
     def read_bytes(self, name: str) -> bytes | None:
@@ -93,15 +93,17 @@ class Files:
             StorageError: The place is gone.
         """
         path = f"{self.root}/{name}"
-        try:
+
+        def read() -> bytes:
             with self._filesystem.open_input_stream(path) as stream:
                 content = stream.read()
+            assert isinstance(content, bytes)
+            return content
+
+        try:
+            return self.patience.attempt(path, read, "read")
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StorageError.at(path, error, "read") from None
-        assert isinstance(content, bytes)
-        return content
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file below the store's root, atomically.
@@ -110,7 +112,8 @@ class Files:
             StorageError: There is no room, or the place is gone.
         """
         path = f"{self.root}/{name}"
-        try:
+
+        def write() -> None:
             if self.is_local:
                 with new_file(Path(path)) as made:
                     made.write_bytes(content)
@@ -118,8 +121,8 @@ class Files:
             self._make_folder(path.rpartition("/")[0])
             with self._filesystem.open_output_stream(path) as stream:  # it is shown only when it is complete
                 stream.write(content)
-        except OSError as error:
-            raise StorageError.at(path, error) from None
+
+        self.patience.attempt(path, write)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` has written, or None if there is no such file.
@@ -162,22 +165,30 @@ class Files:
         return sorted(info.base_name for info in self._list(folder) if info.type == pyarrow.fs.FileType.Directory)
 
     def _list(self, folder: str, recursive: bool = False) -> list[Any]:
-        selector = pyarrow.fs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=recursive)
-        try:
-            infos: list[Any] = self._filesystem.get_file_info(selector)
-        except OSError as error:
-            raise StorageError.at(f"{self.root}/{folder}", error, "read") from None
+        place = f"{self.root}/{folder}"
+        selector = pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=recursive)
+        infos: list[Any] = self.patience.attempt(place, lambda: self._filesystem.get_file_info(selector), "read")
         return infos
 
     def remove(self, name: str) -> None:
-        """Deletes a file below the store's root, if it is there."""
+        """Deletes a file below the store's root, if it is there.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        path = f"{self.root}/{name}"
         with contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_file(f"{self.root}/{name}")
+            self.patience.attempt(path, lambda: self._filesystem.delete_file(path), "deleted")
 
     def remove_folder(self, name: str) -> None:
-        """Deletes a folder below the store's root, if it is there."""
+        """Deletes a folder below the store's root, if it is there.
+
+        Raises:
+            StorageError: The place is gone.
+        """
+        path = f"{self.root}/{name}"
         with contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_dir(f"{self.root}/{name}")
+            self.patience.attempt(path, lambda: self._filesystem.delete_dir(path), "deleted")
 
     def upload(self, local: Path, name: str) -> None:
         """Copies a folder of this system below the store's root.
@@ -185,10 +196,10 @@ class Files:
         Raises:
             StorageError: There is no room, or the place is gone.
         """
-        try:
-            pyarrow.fs.copy_files(str(local), f"{self.root}/{name}", destination_filesystem=self._filesystem)
-        except OSError as error:
-            raise StorageError.at(f"{self.root}/{name}", error) from None
+        path = f"{self.root}/{name}"
+        self.patience.attempt(
+            path, lambda: pyarrow.fs.copy_files(str(local), path, destination_filesystem=self._filesystem)
+        )
 
     def download(self, name: str, local: Path) -> None:
         """Copies a folder below the store's root to a folder of this system.
@@ -196,10 +207,10 @@ class Files:
         Raises:
             StorageError: The place is gone.
         """
-        try:
-            pyarrow.fs.copy_files(f"{self.root}/{name}", str(local), source_filesystem=self._filesystem)
-        except OSError as error:
-            raise StorageError.at(f"{self.root}/{name}", error, "read") from None
+        path = f"{self.root}/{name}"
+        self.patience.attempt(
+            path, lambda: pyarrow.fs.copy_files(path, str(local), source_filesystem=self._filesystem), "read"
+        )
 
     def uri_of(self, name: str) -> str:
         """Names a file or folder below the store's root, for users and other programs."""

@@ -11,6 +11,8 @@ OBJECT_STORES = (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)
 _S3_ATTEMPTS = 11
 """With pauses of 0.025 s, 0.05 s and so on: after 51 seconds a storage that cannot be reached is given up."""
 _GS_SECONDS = 60
+_BUSY = ("SLOW_DOWN", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "NETWORK_CONNECTION", "REQUEST_TIMEOUT", "curlCode")
+"""Parts of the errors of Arrow's S3 filesystem (arrow/filesystem/s3_internal.h) and of its HTTP client."""
 _FLAGS: dict[str, str | bool] = {"true": True, "false": False}
 
 
@@ -38,6 +40,11 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             **arguments,
         )
     return filesystem, root
+
+
+def is_busy(error: OSError) -> bool:
+    """Whether an object store says that it, or the way to it, is overloaded or away for now."""
+    return error.errno is None and any(mark in str(error) for mark in _BUSY)
 
 
 def reason_of(error: Exception) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,13 +93,15 @@ class Store(Files):
             DamagedEntryError: The file is gone or is not what was written.
         """
         path = f"{self.root}/segments/{record.key}/{STATE_FILE}"
-        try:
+
+        def sha256_of() -> str:
             with self._filesystem.open_input_stream(path) as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+
+        try:
+            sha256 = self.patience.attempt(path, sha256_of, "read")
         except FileNotFoundError:
             raise DamagedEntryError(f"{path}: is gone") from None
-        except OSError as error:
-            raise StorageError.at(path, error, "read") from None
         if sha256 != record.state.sha256:
             raise DamagedEntryError(f"{path}: does not match its checksum")
 
@@ -110,10 +112,7 @@ class Store(Files):
             StorageError: The place is gone.
         """
         path = f"{self.root}/segments/{record.key}/{STATE_FILE}"
-        try:
-            return record.state.kept and self._filesystem.get_file_info(path).size == record.state.num_bytes
-        except OSError as error:
-            raise StorageError.at(path, error, "read") from None
+        return record.state.kept and self._size(path) == record.state.num_bytes
 
     def read_state(self, key: str, sha256: str) -> dict[str, torch.Tensor]:
         """The tensors of a segment's stored state, on the CPU.
@@ -191,50 +190,60 @@ class Store(Files):
     def _write_record(self, record: Record) -> None:
         self.write_json(f"segments/{record.key}/{RECORD_FILE}", {"format": _FORMAT, **record.to_json()})
 
+    def _size(self, path: str) -> int | None:
+        info = self.patience.attempt(path, lambda: self._filesystem.get_file_info(path), "read")
+        size: int | None = info.size
+        return size
+
     def _read_state(self, name: str, sha256: str) -> dict[str, torch.Tensor]:
-        from safetensors.torch import load_file  # imported here: trials and the engine need no torch
+        from safetensors.torch import load, load_file  # imported here: trials and the engine need no torch
 
         path = f"{self.root}/{name}"
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(path)
-            try:
-                if not self.is_local:
-                    file = Path(scratch) / "state.safetensors"
-                    pyarrow.fs.copy_files(path, str(file), source_filesystem=self._filesystem)
-                if file_sha256(file) != sha256:
-                    raise DamagedEntryError(f"{path}: does not match its checksum")
-                tensors: dict[str, torch.Tensor] = load_file(file)
-                return tensors
-            except FileNotFoundError:
-                raise DamagedEntryError(f"{path}: is gone") from None
-            except SafetensorError as error:
-                raise DamagedEntryError(f"{path}: {error}") from None
-            except OSError as error:
-                raise StorageError.at(path, error, "read") from None
+
+        def read() -> dict[str, torch.Tensor]:
+            content = b""
+            if not self.is_local:
+                with self._filesystem.open_input_stream(path) as stream:
+                    content = stream.read()
+            if (file_sha256(Path(path)) if self.is_local else hashlib.sha256(content).hexdigest()) != sha256:
+                raise DamagedEntryError(f"{path}: does not match its checksum")
+            tensors: dict[str, torch.Tensor] = load_file(path) if self.is_local else load(content)
+            return tensors
+
+        try:
+            return self.patience.attempt(path, read, "read")
+        except FileNotFoundError:
+            raise DamagedEntryError(f"{path}: is gone") from None
+        except SafetensorError as error:
+            raise DamagedEntryError(f"{path}: {error}") from None
 
     def _write_state(self, name: str, state: Mapping[str, torch.Tensor]) -> StoredState:
         from safetensors.torch import save_file
 
         path = f"{self.root}/{name}"
-        try:
-            with self._new_file(path) as made:
-                save_file(dict(state), made)
-                stored = StoredState(file_sha256(made), made.stat().st_size)
-            if (found := self._filesystem.get_file_info(path).size) != stored.num_bytes:
-                raise OSError(f"{found} of {stored.num_bytes} bytes have arrived")
-        except (OSError, SafetensorError) as error:
-            raise StorageError.at(path, error) from None
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / STATE_FILE
+            if not self.is_local:
+                save_file(dict(state), made)  # if there is no room for it here, that is not the storage's fault
+
+            def write() -> StoredState:
+                if not self.is_local:
+                    self._make_folder(path.rpartition("/")[0])
+                    pyarrow.fs.copy_files(str(made), path, destination_filesystem=self._filesystem)
+                    return _stored(made)
+                with new_file(Path(path)) as file:
+                    try:
+                        save_file(dict(state), file)
+                    except SafetensorError as error:
+                        number = re.search(r"os error (\d+)", str(error))  # the system's, if it was the system's
+                        raise OSError(int(number[1]) if number else None, str(error)) from None
+                    return _stored(file)
+
+            stored = self.patience.attempt(path, write)
+        if (found := self._size(path)) != stored.num_bytes:
+            raise StorageError.at(path, OSError(f"{found} of {stored.num_bytes} bytes have arrived"))
         return stored
 
-    @contextmanager
-    def _new_file(self, path: str) -> Iterator[Path]:
-        """A file of this system to write to, which is at `path` when the block ends without an exception."""
-        if self.is_local:
-            with new_file(Path(path)) as made:
-                yield made
-            return
-        self._make_folder(path.rpartition("/")[0])
-        with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / "state.safetensors"
-            yield made
-            pyarrow.fs.copy_files(str(made), path, destination_filesystem=self._filesystem)
+
+def _stored(file: Path) -> StoredState:
+    return StoredState(file_sha256(file), file.stat().st_size)
