@@ -132,7 +132,7 @@ INPUTS = WorkerSetup({})
 
 def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
-    groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, storage, False)
+    groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, 300.0, storage, False)
     return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
 
 

@@ -162,6 +162,8 @@ class SearchConfig:
     storage: str = "results"
     """Folder or URI (s3://bucket/prefix, gs://, file://) of the store and of the results; a folder is relative to the
     working directory."""
+    storage_retry_minutes: float = 5.0
+    """How long a storage may fail for a reason that passes, such as a server that is away, before the search ends."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
     environment: Literal["reported", "strict"] = "reported"
@@ -175,6 +177,8 @@ class SearchConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
+        if self.storage_retry_minutes < 0:
+            yield "storage_retry_minutes", "must be at least 0", "raise it"
         for name in ("num_samples", "max_concurrent_trials"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"

@@ -26,8 +26,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written.
     """
-    _make_folder(path.parent)
-    made = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    made = _made(path.parent) / f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}"
     try:
         made.touch(exist_ok=False)
         mode = made.stat().st_mode
@@ -40,13 +39,33 @@ def new_file(path: Path) -> Iterator[Path]:
         made.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; their names are on the disk then."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
+def create_file(path: Path, content: bytes) -> bool:
+    """Writes a file unless it is there. Of several processes one does; others may see the file before its content.
+
+    Returns:
+        Whether it was not there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    _made(path.parent)
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    _sync(path)
+    _sync(path.parent)
+    return True
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made with those above it if it was not there; their names are on the disk then."""
+    if not folder.is_dir():
+        _made(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+    return folder
 
 
 def _sync(path: Path) -> None:

@@ -40,6 +40,7 @@ from latentsync_ray.engine.spending import Spending
 from latentsync_ray.engine.status import status_of
 from latentsync_ray.engine.totals import Totals
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.store.patience import Patience
 
 MAX_ENGINE_LOSSES = 3
 """This often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
@@ -52,8 +53,9 @@ class Engine:
     """Shares segments among trials; started with `start_engine`."""
 
     def __init__(self, setup: EngineSetup, clock: Callable[[], float] = time.monotonic):
-        workers, store = setup.groups.workers, Store(setup.groups.storage)
         self.notices = Notices()
+        patience = Patience(setup.groups.storage_retry_seconds, self.notices.add_once)
+        workers, store = setup.groups.workers, Store(setup.groups.storage, patience)
         self.notes = SearchNotes(store, self.notices)
         self.dispatcher = Dispatcher(workers.max_groups, setup.keep_first_stage_from, workers.idle_seconds)
         self.answers = Answers()
@@ -234,6 +236,10 @@ class Engine:
         if order is not None:
             await self.recovery.order_failed(group, order, failure)
             self._decide()
+
+    async def notice(self, line: str) -> None:
+        """A worker has something to tell the user."""
+        self.notices.add_once(line)
 
     async def group_preempted(self, group: str, number: int) -> None:
         """A node of a group is about to be taken away; what it has trained of its order is stored."""

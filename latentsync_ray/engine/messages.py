@@ -67,6 +67,8 @@ class GroupSetup:
     """`module:class` of the two-stage training that takes the steps."""
     storage: str
     """Folder or URI of the store."""
+    storage_retry_seconds: float
+    """How long the store is tried again when it fails for a reason that passes."""
     results: str
     """Folder or URI below which Ray may write its own files."""
     preemptible: bool
@@ -102,6 +104,8 @@ class WorkerSetup:
 
     recipe: Settings
     """The recipe as plain data, with the places of its inputs."""
+    store_id: str | None = None
+    """Of the store, which every node must find at its place; None where the place cannot be another one's."""
 
 
 @dataclass(frozen=True, slots=True)

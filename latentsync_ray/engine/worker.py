@@ -31,6 +31,7 @@ from latentsync_ray.engine.messages import (
     WorkerSetup,
 )
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
+from latentsync_ray.store.patience import Patience
 
 
 def train_loop(config: LoopConfig) -> None:
@@ -42,7 +43,8 @@ def train_loop(config: LoopConfig) -> None:
     load_training(setup.training)  # its libraries load while the driver readies the inputs
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
-    worker = _Worker(setup, group, rank, world_size, inputs)
+    patience = Patience(setup.storage_retry_seconds, lambda line: engine.notice.remote(f"{group}: {line}"))
+    worker = _Worker(setup, group, rank, world_size, inputs, patience)
 
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
@@ -97,11 +99,13 @@ class _Worker:
         rank: int,
         world_size: int,
         inputs: WorkerSetup,
+        patience: Patience,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
         self.training_class = load_training(setup.training)
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
-        self.store = Store(setup.storage)
+        self.store = Store(setup.storage, patience)
+        self.store_id = inputs.store_id
         self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
@@ -130,6 +134,7 @@ class _Worker:
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
+        self.store.check_identity(self.store_id)
         started = time.perf_counter()
         training, steps = self._restore(segment, order)
         restored = time.perf_counter()
@@ -166,6 +171,7 @@ class _Worker:
             train_seconds=stepped - restored,
             validate_seconds=validated - stepped,
         )
+        self.store.check_identity(self.store_id)
         trained = Trained(segment, metrics, steps, self.start_sha256, weights_sha256(state), environment(), timings)
         record = self.store.publish(trained, state, picture.getvalue() or None)
         if self.setup.preemptible:

@@ -156,7 +156,10 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
 
     It names what decides the results; where they are kept and on how many workers is left out.
     """
-    placed = ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials")
+    placed = (
+        *("name", "recipe", "storage", "storage_retry_minutes"),
+        *("workers", "max_concurrent_trials", "budget", "trials"),
+    )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
     identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
     return f"searches/{search.name}-{identity}"

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow.fs
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.atomic import new_file
+from latentsync_ray.core.atomic import create_file, new_file
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.store.errors import DamagedEntryError
-from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of
+from latentsync_ray.store.filesystem import OBJECT_STORES, open_filesystem, reason_of, refuse_credentials
 from latentsync_ray.store.patience import Patience
 
 _LEAST_LENGTH = 1000
@@ -36,6 +36,7 @@ class Files:
 
     def __init__(self, uri: str, patience: Patience | None = None):
         self._given, self.patience = uri, patience or Patience()
+        refuse_credentials(uri)
         try:
             self.uri = uri if "://" in uri else str(Path(uri).expanduser().absolute())
             if "://" in uri:
@@ -145,8 +146,27 @@ class Files:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes plain values as JSON with their checksum, atomically."""
-        text = json.dumps({**values, "checksum": digest(values)}, allow_nan=False, indent=1)
-        self.write_bytes(name, f"{text:>{_LEAST_LENGTH}}\n".encode())
+        self.write_bytes(name, _json_bytes(values))
+
+    def create_json(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Writes plain values as `write_json` does, unless the file is there. Returns whether it was not.
+
+        Of several processes one succeeds, except on object stores, which cannot tell.
+
+        Raises:
+            StorageError: There is no room, or the place is gone.
+        """
+        path, content = f"{self.root}/{name}", _json_bytes(values)
+
+        def create() -> bool:
+            if not self.is_local:
+                if self._filesystem.get_file_info(path).is_file:
+                    return False
+                self.write_bytes(name, content)
+                return True
+            return create_file(Path(path), content)
+
+        return self.patience.attempt(path, create)
 
     def list_files(self, folder: str) -> list[str]:
         """Names of the files directly in a folder below the store's root, sorted.
@@ -236,3 +256,8 @@ class Files:
         bucket = self.root.partition("/")[0]
         if not self._has_folders and self._filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
             raise FileNotFoundError(f"there is no bucket {bucket}")
+
+
+def _json_bytes(values: Mapping[str, Any]) -> bytes:
+    text = json.dumps({**values, "checksum": digest(values)}, allow_nan=False, indent=1)
+    return f"{text:>{_LEAST_LENGTH}}\n".encode()

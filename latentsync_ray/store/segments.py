@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow.fs
 from safetensors import SafetensorError
 
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import settings
 from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import file_sha256
@@ -26,6 +27,8 @@ from latentsync_ray.store.files import Files
 if TYPE_CHECKING:
     import torch
 
+IDENTITY_FILE = "store.json"
+"""At the store's root: what tells it from others."""
 RECORD_FILE, STATE_FILE, PREVIEW_FILE = "record.json", "state.safetensors", "preview.png"
 PARTIAL_FILES = "partial.json", "partial.safetensors"
 """What a worker keeps that had to leave: how far it came, and the state there."""
@@ -34,6 +37,41 @@ _FORMAT = 2
 
 class Store(Files):
     """Records and states by key, beside the files of searches."""
+
+    def identity(self) -> str | None:
+        """What tells this store from others, made when it is first asked for; None where a URI is the same for all.
+
+        Raises:
+            StorageError: There is no room, or the place is gone.
+            UserError: It cannot be read.
+        """
+        if not self.is_local:
+            return None
+        self.create_json(IDENTITY_FILE, {"id": uuid.uuid4().hex})
+        try:
+            values = self.read_json(IDENTITY_FILE)
+        except DamagedEntryError as error:
+            raise UserError(f"{error}; delete it if no search runs in this store") from None
+        assert values is not None
+        return str(values["id"])
+
+    def check_identity(self, expected: str | None) -> None:
+        """Refuses another store at the same place, as a node has it that does not share the storage.
+
+        Raises:
+            StorageError: It is another one, or none.
+        """
+        if expected is None:
+            return
+        try:
+            values = self.read_json(IDENTITY_FILE)
+        except DamagedEntryError:
+            values = None
+        if values is None or values["id"] != expected:
+            raise StorageError(
+                f"storage {self.root}: node {socket.gethostname()} has another folder there than the node of the "
+                "command; mount one that all nodes share, or use an object store"
+            )
 
     def read_record(self, key: str) -> Record | None:
         """The record of a segment, or None if there is none.

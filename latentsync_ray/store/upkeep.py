@@ -20,10 +20,8 @@ from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.core.atomic import TEMPORARY
 from latentsync_ray.core.record import Record
 from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
+from latentsync_ray.store.runner import SILENT_SECONDS
 from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
-
-_SILENT_SECONDS = 60.0
-"""A search of which so long nothing was heard was killed; it notes every few seconds what it has spent."""
 
 
 def whole_records(store: Store) -> dict[str, Record]:
@@ -167,7 +165,7 @@ def others_running(store: Store, own: str) -> list[str]:
     now = heard.get(f"{own}/{SPENT_FILE}", 0.0)
     running = []
     for folder in folders:
-        if folder == own or heard.get(f"{folder}/{SPENT_FILE}", 0) < now - _SILENT_SECONDS:
+        if folder == own or heard.get(f"{folder}/{SPENT_FILE}", 0) < now - SILENT_SECONDS:
             continue
         try:
             values = store.read_json(f"{folder}/{TRIALS_FILE}")

@@ -175,7 +175,9 @@ def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_p
     import ray
 
     engine = ray.remote(KillsTheController).options(name="kills", num_cpus=0).remote()
-    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    setup = GroupSetup(
+        "kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), 300.0, str(tmp_path), False
+    )
     error = run_group("group-1", 1, setup)
     ray.kill(engine)
     remove_what_is_left(WorkersConfig())
@@ -188,7 +190,9 @@ def test_a_group_without_its_engine_begins_nothing_more(cluster: None, tmp_path:
 
     limits = {"max_restarts": -1, "max_task_retries": -1}
     engine = ray.remote(IsKilled).options(name="killed", num_cpus=0, **limits).remote(tmp_path)
-    setup = GroupSetup("killed", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    setup = GroupSetup(
+        "killed", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), 300.0, str(tmp_path), False
+    )
     error = run_group("group-1", 1, setup)
     ray.kill(engine)
     assert error is None

@@ -56,7 +56,7 @@ class WithoutWorkers(Engine):
 
 
 def engine_setup(folder: Path, budget: BudgetConfig = BudgetConfig()) -> EngineSetup:  # noqa: B008
-    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
+    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), 300.0, str(folder), False)
     return EngineSetup(groups, 0, budget, 1)
 
 

@@ -338,3 +338,25 @@ def test_a_state_that_was_cut_is_not_there(tmp_path: Path) -> None:
     store.drop_state(KEY)
     dropped = store.read_record(KEY)
     assert dropped is not None and not store.has_state(dropped)
+
+
+def test_another_folder_at_the_same_place_is_noticed(tmp_path: Path) -> None:
+    """As on a node that does not share the storage."""
+    store, other = Store(str(tmp_path / "one")), Store(str(tmp_path / "other"))
+    identity = store.identity()
+    assert identity is not None and Store(store.uri).identity() == identity
+    store.check_identity(identity)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=rf"^storage {other.root}: node .* mount one that all nodes share"):
+            other.check_identity(identity)
+        assert other.identity() != identity
+    objects = Store("mock:///store")
+    assert objects.identity() is None
+    objects.check_identity(None)
+
+
+@pytest.mark.parametrize("uri", ["s3://KEY:HUSH@bucket/x", "s3://bucket/x?secret_key=HUSH", "gs://HUSH@b/x"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(UserError, match=r"must not hold credentials.*AWS_ACCESS_KEY_ID") as error:
+        Store(uri)
+    assert "HUSH" not in str(error.value)
