@@ -67,6 +67,8 @@ class WorkersConfig:
     """One GPU for each worker process."""
     idle_seconds: float = 20
     """A group without work for so long is given back."""
+    stall_minutes: float = 10
+    """A group that has not moved for so long, and for 20 of its usual steps, is ended; another one tries."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
@@ -74,6 +76,8 @@ class WorkersConfig:
             yield "max_groups", "must be at least 1", "raise it"
         if not (math.isfinite(self.num_cpus) and self.num_cpus > 0):
             yield "num_cpus", "must be finite and above 0", "give a positive number"
+        if not self.stall_minutes > 0:
+            yield "stall_minutes", "must be above 0", "raise it"
         if not self.idle_seconds >= 0:
             yield "idle_seconds", "must not be negative", "raise it"
 

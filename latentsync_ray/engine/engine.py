@@ -26,6 +26,7 @@ from latentsync_ray.engine.messages import (
     Failed,
     Finished,
     OrderFailure,
+    Rank,
     SegmentOutcome,
     Unfinished,
     WorkerOrder,
@@ -39,6 +40,7 @@ from latentsync_ray.engine.reservations import Reservations
 from latentsync_ray.engine.spending import Spending
 from latentsync_ray.engine.status import status_of
 from latentsync_ray.engine.totals import Totals
+from latentsync_ray.engine.watch import Watch
 from latentsync_ray.store import StorageError, Store
 from latentsync_ray.store.patience import Patience
 
@@ -64,6 +66,7 @@ class Engine:
         self.pool = WorkerPool(self.dispatcher.assignment, self._run_group, clock)
         self.reservations = Reservations(workers, self.notices)
         self.recovery = Recovery(self.dispatcher, self.known, self.answers, self.pool, self.notices, clock)
+        self.watch = Watch(self.pool, self.dispatcher.assignment, self.totals, workers, self.notices, clock)
         stored_bytes = 0 if setup.budget.storage_gb is None else store.state_bytes()
         self.spending = Spending(setup.budget, stored_bytes, self.pool.seconds_held, clock)
         self.background, self._groups = Background(self.notices), Background(self.notices)
@@ -241,6 +244,10 @@ class Engine:
         """A worker has something to tell the user."""
         self.notices.add_once(line)
 
+    async def moved(self, group: str, rank: Rank) -> None:
+        """A rank tells that it moves, every few seconds."""
+        self.watch.moved(group, rank)
+
     async def group_preempted(self, group: str, number: int) -> None:
         """A node of a group is about to be taken away; what it has trained of its order is stored."""
         order = self.pool.order_stands(group, number)
@@ -331,6 +338,7 @@ class Engine:
             self.notices.add(f"{run.name}: its Ray Train run ended: {error}")
             if run.joined_at is None:
                 self.reservations.watch()
+        self.recovery.group_ended(run.name)
         given_up = self.dispatcher.end_group(run.name, error or "the worker group ended", self._clock())
         self.pool.remove(run)
         self.answers.give_up(given_up)
@@ -341,6 +349,7 @@ class Engine:
     async def _keep_house(self) -> None:
         """What is due every second."""
         self._decide(check_idle=True)
+        await self.watch.end_stalled()
         await self.spending.check(self._make_room, self.notices)
         self.cleaning.delete()
         if self.pool.num_starting():

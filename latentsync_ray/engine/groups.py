@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from latentsync_ray.cluster.ray_internals import (
     remove_placement_groups,
 )
 from latentsync_ray.config.search import WorkersConfig
-from latentsync_ray.engine.messages import GroupSetup, LoopConfig
+from latentsync_ray.engine.messages import GroupSetup, LoopConfig, Rank
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,17 @@ def remove_what_is_left(workers: WorkersConfig) -> None:
             time.sleep(0.1)
     except (NoDashboardError, RayError) as error:  # the search has its results all the same
         logger.warning("what groups have reserved is not given back before this process ends: %s", error)
+
+
+def end_processes(ranks: Iterable[Rank]) -> None:
+    """Kills processes of worker groups, each from its own node."""
+    ending = [
+        _end_process.options(scheduling_strategy=NodeAffinitySchedulingStrategy(rank.node_id, soft=False)).remote(
+            rank.pid
+        )
+        for rank in ranks
+    ]
+    ray.wait(ending, num_returns=len(ending), timeout=_GONE_SECONDS)  # what is left is of a node that is gone
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]

@@ -137,6 +137,18 @@ class SegmentOutcome:
     timings: Timings
 
 
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A process of a worker group."""
+
+    number: int
+    """Its rank."""
+    node_id: str
+    """Ray's id of its node."""
+    pid: int
+    """Its process there."""
+
+
 class Fault(Enum):
     """What kind of error kept a worker from training an order."""
 
@@ -155,8 +167,12 @@ class OrderFailure:
     """One line."""
     fault: Fault
     """What kind of error."""
+    rank: int
+    """Which rank says so."""
     restarting: bool
-    """Whether the ranks end, so that Ray Train starts new ones."""
+    """Whether the rank ends, so that Ray Train starts all of them again."""
+    may_be_a_peers: bool
+    """Whether the error may follow from the end of another rank, as one of a collective operation does."""
     lost_parent: str | None
     """Key of the parent, if its stored state is damaged or gone."""
 

@@ -26,12 +26,16 @@ from latentsync_ray.engine.messages import (
     GroupSetup,
     LoopConfig,
     OrderFailure,
+    Rank,
     SegmentOutcome,
     WorkerOrder,
     WorkerSetup,
 )
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 from latentsync_ray.store.patience import Patience
+
+_TELL_SECONDS = 2.0
+"""How often a process tells the engine that it moves."""
 
 
 def train_loop(config: LoopConfig) -> None:
@@ -44,14 +48,15 @@ def train_loop(config: LoopConfig) -> None:
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
     patience = Patience(setup.storage_retry_seconds, lambda line: engine.notice.remote(f"{group}: {line}"))
-    worker = _Worker(setup, group, rank, world_size, inputs, patience)
+    worker = _Worker(setup, group, rank, world_size, inputs, engine, patience)
 
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
         outcome = None
         try:
+            worker.tell_movement()
             if rank == 0:
-                worker.begin(order, engine, number)
+                worker.begin(order, number)
             outcome = worker.execute(order)
         except _LeftAloneError:
             raise
@@ -61,17 +66,9 @@ def train_loop(config: LoopConfig) -> None:
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            lost_parent = order.segment.parent if isinstance(error, DamagedEntryError) else None
-            explained = isinstance(error, UserError | FloatingPointError)
-            message = str(error) if explained else f"{type(error).__name__}: {error}"
-            one_line = " ".join(message.split())
-            fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
-            fault = Fault.STORAGE if isinstance(error, StorageError) else fault
-            # Other ranks may hang in a collective operation that this one has left: all of them start anew.
-            restarting = world_size > 1
-            failure = OrderFailure(one_line, fault, restarting, lost_parent)
+            failure = _failure(error, order, rank, world_size)
             ray.get(engine.order_failed.remote(group, number, failure))
-            if restarting:
+            if failure.restarting:
                 raise
         if outcome is not None:
             following = engine.order_finished.remote(group, number, outcome)
@@ -79,6 +76,24 @@ def train_loop(config: LoopConfig) -> None:
             following = engine.next_order.remote(group, number + 1)
         number += 1
         order = ray.get(following)
+
+
+def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -> OrderFailure:
+    """What to tell the engine of an error, and whether this process can go on after it."""
+    explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
+    message = str(error) if explained else f"{type(error).__name__}: {error}"
+    fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
+    return OrderFailure(
+        error=" ".join(message.split()),
+        fault=Fault.STORAGE if isinstance(error, StorageError) else fault,
+        rank=rank,
+        # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
+        # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
+        restarting=world_size > 1 or not explained,
+        # torch.distributed raises nothing more special.
+        may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
+        lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,
+    )
 
 
 class _PreemptedError(Exception):
@@ -99,6 +114,7 @@ class _Worker:
         rank: int,
         world_size: int,
         inputs: WorkerSetup,
+        engine: Any,
         patience: Patience,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
@@ -112,19 +128,28 @@ class _Worker:
         self.built: tuple[str, Any] | None = None
         self.start_sha256: str | None = None
         self.raylet = os.getppid()
+        self.engine = engine
+        self.own = Rank(rank, ray.get_runtime_context().get_node_id(), os.getpid())
+        self.told_at = -math.inf
 
     def forget(self) -> None:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
-    def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
+    def tell_movement(self) -> None:
+        """Tells the engine, every few seconds, that this process does not stand still."""
+        if time.monotonic() - self.told_at >= _TELL_SECONDS:
+            self.told_at = time.monotonic()
+            self.engine.moved.remote(self.group, self.own)
+
+    def begin(self, order: WorkerOrder, number: int) -> None:
         """Notes that order `number` is begun; raises instead if whoever it lives by is gone.
 
         A worker lives on for a moment when its controller, the engine or the node's raylet is killed.
         """
         try:
             ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
-            stands = ray.get(engine.order_stands.remote(self.group, number))
+            stands = ray.get(self.engine.order_stands.remote(self.group, number))
         except Exception as error:
             raise _LeftAloneError from error
         if not stands or os.getppid() != self.raylet:
@@ -142,12 +167,14 @@ class _Worker:
         # Train.
         for global_step in range(segment.start_step + len(steps), segment.end_step):
             steps.append(training.step(global_step, global_step - segment.stage_start_step))
+            self.tell_movement()
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
                     self.store.write_partial(segment.key, steps, self.start_sha256, training.state())
                 raise _PreemptedError
         stepped = time.perf_counter()
+        self.tell_movement()
 
         # Validate.
         metrics = training.validate()
@@ -159,6 +186,7 @@ class _Worker:
         validated = time.perf_counter()
 
         # Publish: state first, record last.
+        self.tell_movement()
         self.held = segment.key
         if self.rank != 0:
             return None

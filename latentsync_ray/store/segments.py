@@ -165,11 +165,18 @@ class Store(Files):
         return self._read_state(f"segments/{key}/{STATE_FILE}", sha256)
 
     def drop_state(self, key: str) -> None:
-        """Deletes a state; the record says so first, so that it never promises what is gone."""
-        record = self.read_record(key)
-        if record is None or not record.state.kept:
+        """Deletes a state; the record says so first, so that it never promises what is gone.
+
+        A damaged record promises nothing: it counts as absent.
+        """
+        try:
+            record = self.read_record(key)
+        except DamagedEntryError:
+            record = None
+        if record is not None and not record.state.kept:
             return
-        self._write_record(replace(record, state=replace(record.state, kept=False)))
+        if record is not None:
+            self._write_record(replace(record, state=replace(record.state, kept=False)))
         self.remove(f"segments/{key}/{STATE_FILE}")
 
     def write_partial(

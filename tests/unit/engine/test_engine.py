@@ -74,7 +74,7 @@ async def first_order(engine: Engine) -> WorkerOrder:
 
 def lost(parent: Segment, error: str) -> OrderFailure:
     """The state to start from is damaged or gone."""
-    return OrderFailure(error, Fault.ERROR, restarting=False, lost_parent=parent.key)
+    return OrderFailure(error, Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=parent.key)
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
@@ -140,7 +140,9 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
         await settle()
         await first_order(engine)
-        failure = OrderFailure("no such clip", Fault.ERROR, restarting=False, lost_parent=None)
+        failure = OrderFailure(
+            "no such clip", Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=None
+        )
         await engine.order_failed("group-1", 0, failure)
         assert (await engine.next_order("group-1", 1)) is not None
         await engine.order_failed("group-1", 1, failure)
