@@ -14,7 +14,7 @@ from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.report.results import find_results
-from latentsync_ray.report.trials import read_trials
+from latentsync_ray.report.trials_file import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
 
@@ -90,9 +90,9 @@ def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> 
     if found is None:
         raise UserError(f"{store.uri_of(folder)}: has no results yet; let the search end")
     trials, best = found
-    keys = {number: log.last["key"] for number, log in trials.items() if log.results}
-    if trial is None:
-        trial = best
+    keys = {reached.number: reached.key for reached in trials if reached.key is not None}
+    if trial is None and best is not None:
+        trial = best.number
     if trial is None:
         raise UserError(f"{store.uri_of(folder)}: no trial of it has a result; name another search")
     if trial not in keys:
