@@ -72,8 +72,8 @@ def stored_weights(
         record = _record(store, folder, trial, stage) if segment is None else find_record(store, segment, "--segment")
         if record["state"]["status"] == "dropped":
             raise UserError(
-                f"segment {record['key'][:12]}: its state is no longer kept; export another segment (python -m "
-                f"latentsync_ray.store {store.uri} list shows whose are)"
+                f"segment {record['key'][:12]}: its state is no longer kept; export another segment "
+                f"({program('store')} {store.uri} list shows whose are)"
             )
         state = store.read_state(record["key"], record["state"])
     except DamagedEntryError as error:

@@ -10,6 +10,7 @@ from latentsync_ray.config.domains import Domain, Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants
+from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe, metric_complaints
 from latentsync_ray.config.schema import inner_value
 from latentsync_ray.config.search import SearchConfig
@@ -103,6 +104,6 @@ def _check_beside(variants: Variants, values: Mapping[str, Any], others: Mapping
     raise fault
 
 
-def _combinations(domains: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
+def _combinations(domains: Mapping[str, Domain]) -> Iterator[Settings]:
     for values in itertools.product(*(domain.samples() for domain in domains.values())):
         yield dict(zip(domains, values, strict=True))

@@ -1,6 +1,6 @@
 """Content-addressed records and states of segments, on any pyarrow filesystem; a command looks after them.
 
-    python -m latentsync_ray.store STORAGE {list,lineage,verify,collect}
+    latentsync-ray store STORAGE {list,lineage,verify,collect}
 
     <root>/segments/<key>/record.json          metrics, lineage, timings, checksums; kept for ever
     <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped

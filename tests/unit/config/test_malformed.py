@@ -173,7 +173,7 @@ MISTAKES = [
     Mistake("text for a number", f"{TUNE} num_samples=many", ("num_samples", "'many'")),
     Mistake("value that is no YAML", f"{TUNE} 'seed=[1'", ("'seed=[1'", "YAML")),
     Mistake("date for a number", f"{TUNE} seed=2024-01-01", ("argument: seed", "'2024-01-01'")),
-    Mistake("samples of a training", f"{TRAIN} num_samples=3", ("'num_samples=3'", "train", "latentsync_ray.tune")),
+    Mistake("samples of a training", f"{TRAIN} num_samples=3", ("'num_samples=3'", "train", "the command tune")),
     Mistake("space of a training", f"{TRAIN} 'param_space.seed={{grid: [1]}}'", ("param_space.seed", "train")),
     Mistake("scheduler of a training", f"{TRAIN} trial_scheduler.name=asha", ("trial_scheduler.name", "train")),
     # What would be looked up elsewhere
