@@ -32,7 +32,7 @@ def check_search(search: SearchConfig, recipe: Recipe, where: str) -> None:
     Raises:
         UserError: The metric is not measured, the scheduler could never stop a trial, or values break a rule.
     """
-    for rule, remedy in metric_complaints(search.metric, recipe.metrics()):
+    for rule, remedy in metric_complaints(search.metric, recipe.metrics_and_objective()):
         raise UserError(f"{where}: metric: {rule}, got {search.metric!r}; {remedy}")
     for name in search.param_space:
         if name.split(".")[0] not in _SEARCHABLE and inner_value(recipe, name.split(".")[0]) is not None:

@@ -5,9 +5,6 @@ from typing import NamedTuple
 
 from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
 
-OBJECTIVE = "val/objective"
-"""The metric that the framework adds to those of a training: their weighted sum."""
-
 
 class Observation(NamedTuple):
     """The validation metrics at one report boundary."""

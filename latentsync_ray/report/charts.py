@@ -13,7 +13,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from latentsync_ray.config.plain import Plain
-from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.config.recipe import FIRST_STAGE, OBJECTIVE, SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.report.style import ACCENT, FAILED, INK, MUTED
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
@@ -100,7 +100,7 @@ def parameter_panels(search: SearchConfig, trials: Sequence[TrialResult], names:
 
 def validation_terms(trial: TrialResult) -> go.Figure:
     """The loss terms on the validation set, side by side since their scales differ."""
-    terms = [name for name in trial.metrics if name.startswith("val/") and name != "val/objective"]
+    terms = [name for name in trial.metrics if name.startswith("val/") and name != OBJECTIVE]
     figure = make_subplots(1, max(1, len(terms)), subplot_titles=terms, horizontal_spacing=0.05)
     for column, term in enumerate(terms, start=1):
         for points, colour in zip(_split(trial), (INK, ACCENT), strict=True):

@@ -15,10 +15,11 @@ from ray import tune
 from latentsync_ray.cluster.resources import TRIAL_MEMORY_BYTES
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import Parameters, Settings
+from latentsync_ray.config.recipe import OBJECTIVE
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.core.transition import OBJECTIVE, divergence, objective
+from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics
 from latentsync_ray.report.trials import Boundary
