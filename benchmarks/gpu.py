@@ -37,8 +37,9 @@ from transformers import VideoMAEConfig, VideoMAEModel
 from latentsync_ray.cli import run_cli
 from latentsync_ray.config.loading import STAGE_FILES
 from latentsync_ray.config.searchfiles import search_of_one
+from latentsync_ray.core.hashing import file_sha256
 from latentsync_ray.latentsync.config import LOSS_TERMS, ComponentsConfig, LatentSyncRecipe, LatentSyncStage
-from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, save_clip
+from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, save_clip
 from latentsync_ray.latentsync.data.config import DataConfig
 from latentsync_ray.latentsync.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns
 from latentsync_ray.latentsync.diffusion import build_noise_scheduler

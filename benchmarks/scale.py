@@ -31,6 +31,7 @@ from rich.table import Table
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search
+from latentsync_ray.core.record import StoredState, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.decisions import StartGroup, StopGroup
@@ -41,8 +42,6 @@ from latentsync_ray.engine.messages import (
     Finished,
     GroupSetup,
     SegmentOutcome,
-    StoredState,
-    Timings,
     WorkerOrder,
     WorkerSetup,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.folders import new_folder
+from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.shipped import SHIPPED, shipped_files
 
 _GITIGNORE = "/data/\n/results/\n"

@@ -24,7 +24,7 @@ from latentsync_ray.cluster.ray_internals import (
     remove_placement_groups,
 )
 from latentsync_ray.config.search import WorkersConfig
-from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.engine.messages import GroupSetup, LoopConfig
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     try:
         TorchTrainer(
             _train_loop,
-            train_loop_config={"setup": setup, "group": name},
+            train_loop_config=LoopConfig(setup=setup, group=name),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=setup.workers.use_gpu,
@@ -124,7 +124,7 @@ def _resources(workers: WorkersConfig) -> dict[str, float]:
     return {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
 
 
-def _train_loop(config: dict[str, Any]) -> None:
+def _train_loop(config: LoopConfig) -> None:
     # Imported where it runs: the engine and Ray Train's controller start sooner without the networks' libraries.
     from latentsync_ray.engine.worker import train_loop
 

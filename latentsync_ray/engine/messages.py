@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypedDict
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import StoredState, Timings
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.budget import Exceeded
-
-Metrics = Mapping[str, float]
-"""By name."""
-
 
 # Answers to a trial that asks for a segment
 
@@ -75,6 +73,15 @@ class GroupSetup:
     """Whether nodes may be taken away, of which a notice is looked for after every step."""
 
 
+class LoopConfig(TypedDict):
+    """What Ray Train hands to the loop of each worker."""
+
+    setup: GroupSetup
+    """What all groups are started with."""
+    group: str
+    """Name of the worker's own."""
+
+
 @dataclass(frozen=True)
 class EngineSetup:
     """What an engine is for."""
@@ -115,25 +122,6 @@ class WorkerOrder:
     """What to train."""
     parent: ParentState | None
     """What it starts from; None at step 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredState:
-    """A state as a segment's record has it."""
-
-    sha256: str
-    """Of the file."""
-    num_bytes: int
-    """Of the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """How long the parts of an order took."""
-
-    restore_seconds: float
-    train_seconds: float
-    validate_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

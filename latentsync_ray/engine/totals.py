@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from latentsync_ray.core.record import Timings
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import StageTotals, Timings
+from latentsync_ray.engine.messages import StageTotals
 
 
 class Totals:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import os
-import socket
 import time
 from typing import Any
 
@@ -19,26 +17,25 @@ from PIL import Image
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import recipe_from_plain, stage_config
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import Partial, Timings, Trained
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.training import Training, TrainingSetup, load_training
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import (
     Fault,
     GroupSetup,
+    LoopConfig,
     OrderFailure,
     SegmentOutcome,
-    StoredState,
-    Timings,
     WorkerOrder,
     WorkerSetup,
 )
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config: LoopConfig) -> None:
     """Runs on every rank of a worker group until the engine has no more orders."""
     setup, group = config["setup"], config["group"]
-    assert isinstance(setup, GroupSetup)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     engine = ray.get_actor(setup.engine)
@@ -128,8 +125,7 @@ class _Worker:
             raise _LeftAloneError from error
         if not stands or os.getppid() != self.raylet:
             raise _LeftAloneError
-        who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
-        self.store.log_execution(order.segment.key, who)
+        self.store.log_execution(order.segment.key, self.group)
 
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
@@ -144,10 +140,9 @@ class _Worker:
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
-                    progress = {"steps": steps, "start_weights_sha256": self.start_sha256}
-                    self.store.write_partial(segment.key, progress, training.state())
+                    self.store.write_partial(segment.key, steps, self.start_sha256, training.state())
                 raise _PreemptedError
-        trained = time.perf_counter()
+        stepped = time.perf_counter()
 
         # Validate.
         metrics = training.validate()
@@ -168,23 +163,16 @@ class _Worker:
             Image.fromarray(preview.numpy()).save(picture, "PNG")
         timings = Timings(
             restore_seconds=restored - started,
-            train_seconds=trained - restored,
-            validate_seconds=validated - trained,
+            train_seconds=stepped - restored,
+            validate_seconds=validated - stepped,
         )
-        record = {
-            "segment": segment.to_dict(),
-            "metrics": metrics,
-            "steps": steps,
-            "start_weights_sha256": self.start_sha256,
-            "weights_sha256": weights_sha256(state),
-            "environment": environment(),
-            "timings": dataclasses.asdict(timings),
-        }
-        stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
-        written = StoredState(stored["state"]["sha256"], stored["state"]["bytes"])
-        return SegmentOutcome(metrics, written, timings)
+        trained = Trained(segment, metrics, steps, self.start_sha256, weights_sha256(state), environment(), timings)
+        record = self.store.publish(trained, state, picture.getvalue() or None)
+        if self.setup.preemptible:
+            self.store.drop_partial(segment.key)  # it is of no use any more
+        return SegmentOutcome(metrics, record.state, timings)
 
-    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[dict[str, float]]]:
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
 
         It is at the end of the parent segment, or where another worker had to leave this one.
@@ -207,19 +195,19 @@ class _Worker:
         elif self.held == segment.parent:
             state = training.state()
         else:
-            state = self.store.read_state(segment.parent, {"sha256": order.parent.sha256})
+            state = self.store.read_state(segment.parent, order.parent.sha256)
         self.held = None
         training.build(segment.stage, config, state, state_stage)
         self.built = (segment.stage, segment.config)
         if partial is not None:
-            self.start_sha256 = partial["start_weights_sha256"]
-            return training, list(partial["steps"])
+            self.start_sha256 = partial.start_weights_sha256
+            return training, list(partial.steps)
         if state is not None and self.rank == 0:
             started = training.state()
             self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
         return training, []
 
-    def _left_off(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | tuple[None, None]:
+    def _left_off(self, key: str) -> tuple[Partial, dict[str, torch.Tensor]] | tuple[None, None]:
         """What a worker that had to leave this segment has kept of it, and the state there; the same on all ranks."""
         if not self.setup.preemptible:
             return None, None
@@ -228,7 +216,7 @@ class _Worker:
             partial = ray.train.collective.broadcast_from_rank_zero(kept)
             if partial is None:
                 return None, None
-            return partial, self.store.read_partial_state(key, partial["state"])
+            return partial, self.store.read_partial_state(key, partial)
         except DamagedEntryError as error:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None

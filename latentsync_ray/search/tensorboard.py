@@ -100,16 +100,16 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
             self._writers[number] = EventFile(self._local / f"trial-{number:04d}")
         writer, stage, end = self._writers[number], reached.stage, reached.global_step
         try:
-            record = self._store.read_record(reached.key) or {}
+            record = self._store.read_record(reached.key)
         except DamagedEntryError as error:
             print(f"note: trial {number}: {error}; TensorBoard lacks its losses", flush=True)
-            record = {}
-        steps = record.get("steps", [])
+            record = None
+        steps = record.steps if record is not None else []
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
         try:
-            preview = self._store.read_preview(record)
+            preview = self._store.read_preview(record) if record is not None else None
         except DamagedEntryError as error:
             print(f"note: trial {number}: {error}; TensorBoard lacks it", flush=True)
             preview = None

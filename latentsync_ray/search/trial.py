@@ -18,10 +18,10 @@ from latentsync_ray.config.plain import Parameters, Settings
 from latentsync_ray.config.recipe import OBJECTIVE
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.hashing import digest
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics
+from latentsync_ray.engine.messages import Answer, Failed, Finished
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.pointer import POINTER_FILE, Pointer
 from latentsync_ray.search.reported import Reported, TuneResult

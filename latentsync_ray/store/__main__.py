@@ -9,13 +9,13 @@ latentsync-ray store STORAGE collect [--keep-best] [--drop]
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.record import Record
 from latentsync_ray.store import Store
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
 
@@ -57,21 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
     keys = list(records) if options.command == "list" else lineage(records, options.key)
     console.print(_table(records, keys, options.metric))
     if options.command == "lineage":
-        console.print(f"root {records[keys[0]]['segment']['parent']}")
+        console.print(f"root {records[keys[0]].segment.parent}")
         console.print(f"key  {keys[-1]}")
     return 0
 
 
-def _table(records: dict[str, dict[str, Any]], keys: list[str], metric: str) -> Table:
+def _table(records: dict[str, Record], keys: list[str], metric: str) -> Table:
     table = Table("key", "stage", "steps", "state", "bytes", metric)
     for key in keys:
-        segment, state = records[key]["segment"], records[key]["state"]
-        value = records[key]["metrics"].get(metric)
-        steps = f"{segment['start_step']}-{segment['end_step']}"
-        num_bytes = f"{state['bytes']:,}" if state["status"] == "kept" else ""
+        segment, state = records[key].segment, records[key].state
+        value = records[key].metrics.get(metric)
+        steps = f"{segment.start_step}-{segment.end_step}"
+        status, num_bytes = ("kept", f"{state.num_bytes:,}") if state.kept else ("dropped", "")
         number = "" if value is None else f"{value:.5g}"
-        table.add_row(key[:_KEY_LENGTH], segment["stage"], steps, state["status"], num_bytes, number)
-    kept = [record["state"]["bytes"] for record in records.values() if record["state"]["status"] == "kept"]
+        table.add_row(key[:_KEY_LENGTH], segment.stage, steps, status, num_bytes, number)
+    kept = [record.state.num_bytes for record in records.values() if record.state.kept]
     table.caption = f"{len(records)} segments, {len(kept)} states of {sum(kept):,} bytes"
     return table
 
@@ -90,14 +90,14 @@ def _verify(store: Store, console: Console) -> int:
     return 0
 
 
-def _collect(store: Store, console: Console, records: dict[str, dict[str, Any]], keep_best: bool, drop: bool) -> int:
+def _collect(store: Store, console: Console, records: dict[str, Record], keep_best: bool, drop: bool) -> int:
     unneeded = unneeded_states(records, needed_states(store, keep_best))
     left = leftovers(store, records)
     if unneeded:
         console.print(_table({key: records[key] for key in unneeded}, unneeded, "val/recon"))
     for name in left:
         console.print(f"{name}: left by a writer that was killed", highlight=False)
-    num_bytes = sum(records[key]["state"]["bytes"] for key in unneeded) + sum(left.values())
+    num_bytes = sum(records[key].state.num_bytes for key in unneeded) + sum(left.values())
     if drop:
         for key in unneeded:
             store.drop_state(key)

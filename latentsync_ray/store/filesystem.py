@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import pyarrow.fs
@@ -12,6 +11,7 @@ OBJECT_STORES = (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)
 _S3_ATTEMPTS = 11
 """With pauses of 0.025 s, 0.05 s and so on: after 51 seconds a storage that cannot be reached is given up."""
 _GS_SECONDS = 60
+_FLAGS: dict[str, str | bool] = {"true": True, "false": False}
 
 
 def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -21,21 +21,21 @@ def open_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         OSError, ValueError: It cannot be used, with the reason.
     """
     address = urlsplit(uri)
-    options: dict[str, Any] = dict(parse_qsl(address.query))
+    options = dict(parse_qsl(address.query))
     if address.scheme in ("gs", "gcs"):
         options.setdefault("retry_limit_seconds", str(_GS_SECONDS))
         uri = address._replace(query=urlencode(options)).geturl()
     filesystem, root = pyarrow.fs.FileSystem.from_uri(uri)
     if address.scheme == "s3":  # a URI can say nothing about retries
-        options = {name: {"true": True, "false": False}.get(value, value) for name, value in options.items()}
-        options["region"] = filesystem.region
+        arguments = {name: _FLAGS.get(value, value) for name, value in options.items()}
+        arguments["region"] = filesystem.region
         filesystem = pyarrow.fs.S3FileSystem(
             access_key=address.username and unquote(address.username),
             secret_key=address.password and unquote(address.password),
             # Not the standard strategy: its quota is never given back, so that after 100 retries it makes no more.
             retry_strategy=pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
             allow_delayed_open=True,  # one request for a small file instead of three
-            **options,
+            **arguments,
         )
     return filesystem, root
 

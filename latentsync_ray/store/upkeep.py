@@ -17,14 +17,16 @@ from typing import Any
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE
+from latentsync_ray.core.atomic import TEMPORARY
+from latentsync_ray.core.record import Record
 from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
+from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
 
-STATE_FILE = "state.safetensors"
 _SILENT_SECONDS = 60.0
 """A search of which so long nothing was heard was killed; it notes every few seconds what it has spent."""
 
 
-def whole_records(store: Store) -> dict[str, dict[str, Any]]:
+def whole_records(store: Store) -> dict[str, Record]:
     """All records that are what was written, by key; from step 0 on."""
     records = {}
     for name in store.files("segments"):
@@ -34,13 +36,13 @@ def whole_records(store: Store) -> dict[str, dict[str, Any]]:
                 records[key] = record
 
     def place(key: str) -> tuple[str, int, str]:
-        segment = records[key]["segment"]
-        return segment["stage"], segment["end_step"], key
+        segment = records[key].segment
+        return segment.stage, segment.end_step, key
 
     return {key: records[key] for key in sorted(records, key=place)}
 
 
-def lineage(records: dict[str, dict[str, Any]], prefix: str) -> list[str]:
+def lineage(records: dict[str, Record], prefix: str) -> list[str]:
     """Keys from the first segment to the one whose key begins so.
 
     Raises:
@@ -53,7 +55,7 @@ def lineage(records: dict[str, dict[str, Any]], prefix: str) -> list[str]:
         )
         raise UserError(f"KEY: must name one segment, got {prefix}: {rule}")
     keys = found
-    while (parent := records[keys[0]]["segment"]["parent"]) in records:
+    while (parent := records[keys[0]].segment.parent) in records:
         keys = [parent, *keys]
     return keys
 
@@ -66,10 +68,10 @@ def damages(store: Store) -> Iterator[str]:
                 yield from _damage(store.read_record, name.split("/")[1])
             elif name.endswith(".json"):
                 yield from _damage(store.read_json, name)
-    for key, record in whole_records(store).items():
+    for record in whole_records(store).values():
         yield from _damage(store.read_preview, record)
-        if record["state"]["status"] == "kept":
-            yield from _damage(_check_state, store, key, record)
+        if record.state.kept:
+            yield from _damage(_check_state, store, record)
 
 
 def _damage(check: Callable[..., object], *arguments: Any) -> list[str]:
@@ -80,11 +82,11 @@ def _damage(check: Callable[..., object], *arguments: Any) -> list[str]:
     return []
 
 
-def _check_state(store: Store, key: str, record: dict[str, Any]) -> None:
+def _check_state(store: Store, record: Record) -> None:
     try:
-        store.check_state(key, record["state"])
+        store.check_state(record)
     except DamagedEntryError:
-        if store.read_record(key) == record:  # a search that runs may have dropped or replaced it meanwhile
+        if store.read_record(record.key) == record:  # a search that runs may have dropped or replaced it meanwhile
             raise
 
 
@@ -176,24 +178,27 @@ def others_running(store: Store, own: str) -> list[str]:
     return running
 
 
-def unneeded_states(records: dict[str, dict[str, Any]], needed: set[str]) -> list[str]:
+def unneeded_states(records: dict[str, Record], needed: set[str]) -> list[str]:
     """Keys of kept states that are not needed."""
-    return [key for key, record in records.items() if record["state"]["status"] == "kept" and key not in needed]
+    return [key for key, record in records.items() if record.state.kept and key not in needed]
 
 
-def leftovers(store: Store, records: dict[str, dict[str, Any]]) -> dict[str, int]:
+def leftovers(store: Store, records: dict[str, Record]) -> dict[str, int]:
     """Bytes of what is left behind, by name.
 
-    Killed writers leave half-written files and states that no record promises; and there is what was kept of
-    segments that were finished since.
+    Killed writers leave half-written files, whatever the library that wrote them has called them, and states that no
+    record promises; and there is what was kept of segments that were finished since.
     """
     files = store.files("segments")
-    left = {}
+    left = {name: size for name, size in store.files("searches").items() if name.endswith(TEMPORARY)}
     for name, num_bytes in files.items():
         _, key, file = name.split("/", 2)
         damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises
-        promised = key in records and records[key]["state"]["status"] == "kept"
-        outlived = file.startswith("partial.") and key in records
-        if name.endswith(".tmp") or outlived or (file == STATE_FILE and not promised and not damaged):
+        promised = key in records and records[key].state.kept
+        outlived = file in PARTIAL_FILES and key in records
+        unknown = file not in (RECORD_FILE, STATE_FILE, PREVIEW_FILE, *PARTIAL_FILES) and not (
+            file.startswith("executions/") and file.endswith(".json")
+        )
+        if unknown or outlived or (file == STATE_FILE and not promised and not damaged):
             left[name] = num_bytes
     return left

@@ -29,6 +29,8 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "pbt": {"name": "pbt", **POPULATION},
     "pb2": {"name": "pb2", **POPULATION, "time_attr": "global_step"},
 }
+IN_SHORT = ("asha", "hyperband", "pbt")
+"""Schedulers that are tried every time; `make soak` tries all of them in all cases."""
 DIVERGING = {"diverging": {"nan_above": 0.9}, "both": {"explode_above": 0.9}}
 """With learning rates of 0.01, 0.05 and 0.1: never, at step 19 and at step 10 of stage two."""
 
@@ -49,7 +51,9 @@ def space_of(scheduler: str, case: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "case", ["both", *(pytest.param(case, marks=pytest.mark.soak) for case in ("lengths", "diverging"))]
 )
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "scheduler", [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.soak) for name in SCHEDULERS]
+)
 def test_a_search_ends_right(scheduler: str, case: str, cluster: None, make_search: Any, run_search: Any) -> None:
     if scheduler == "pb2" and importlib.util.find_spec("sklearn") is None:
         pytest.skip("scikit-learn is not installed")

@@ -105,7 +105,7 @@ def test_an_error_that_does_not_come_again_is_retried(
     assert outcome.results == undisturbed
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_worker_killed_in_mid_segment(
     num_workers: int, cluster: None, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
@@ -121,6 +121,7 @@ def test_a_worker_killed_in_mid_segment(
     assert [t["val/recon"] for t in outcome.trials] == [t["val/recon"] for t in clean.trials]
 
 
+@pytest.mark.soak
 def test_a_killed_controller(
     cluster: None, undisturbed: Any, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ class IsKilled(OneOrder):
         return False
 
 
+@pytest.mark.soak
 def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_path: Path) -> None:
     import ray
 
@@ -220,6 +222,7 @@ def test_this_cluster_is_asked_whatever_the_environment_says(cluster: None, monk
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
+@pytest.mark.soak
 def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: Any, run_search: Any) -> None:
     slow = {"first_stage": {"step_seconds": 0.5}}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import make_trained
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
@@ -38,7 +39,7 @@ def search_over(folder: Path, overrides: dict[str, object]) -> Path:
     torch.manual_seed(0)
     unet = UNet3DConditionModel(**segment.config["model"])
     state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
-    store.publish(segment.key, {"segment": segment.to_dict()}, state)
+    store.publish(make_trained(segment), state)
     trial = TrialResult(0, {}, (Boundary.after(segment, {}),), TrialStatus.FINISHED)
     write_trials(store, results, [trial], trial, 0)
     for name, text in recipe_files(recipe).items():

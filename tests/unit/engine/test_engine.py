@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.record import Record, StoredState
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.engine import Engine
@@ -23,7 +24,6 @@ from latentsync_ray.engine.messages import (
     Finished,
     GroupSetup,
     OrderFailure,
-    StoredState,
     Unfinished,
     WorkerOrder,
     WorkerSetup,
@@ -33,6 +33,7 @@ from latentsync_ray.engine.pool import MAX_FAILED_STARTS
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.store.upkeep import whole_records
 
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
@@ -115,7 +116,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
     class Slow(Store):
         """Says what there was before another worker published."""
 
-        def read_record(self, key: str) -> dict[str, Any] | None:
+        def read_record(self, key: str) -> Record | None:
             engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
             return None
 
@@ -131,13 +132,32 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
     asyncio.run(search())
 
 
+def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
+    """The order of two trials fails twice in the same way, and then for good."""
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
+        await settle()
+        await first_order(engine)
+        failure = OrderFailure("no such clip", Fault.ERROR, restarting=False, lost_parent=None)
+        await engine.order_failed("group-1", 0, failure)
+        assert (await engine.next_order("group-1", 1)) is not None
+        await engine.order_failed("group-1", 1, failure)
+        answers = [await asyncio.wait_for(answer, timeout=10) for answer in asking]
+        assert answers == [Failed("first_stage from step 0 to 4: no such clip")] * 2
+        assert (await engine.status()).notices == ("group-1: first_stage to step 4 for t0 and 1 more: no such clip",)
+        serving.cancel()
+
+    asyncio.run(search())
+
+
 def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
     """The parent's state is damaged, and the record of the segment before it, which would mend that, is gone."""
     parent = Segment("lost", "first_stage", {"num_workers": 1}, 4, 0, 8)
     child = Segment(parent.key, "first_stage", {"num_workers": 1}, 8, 0, 12)
-    Store(str(tmp_path)).publish(
-        parent.key, {"segment": parent.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1)}
-    )
+    Store(str(tmp_path)).publish(make_trained(parent), {"model.weight": torch.zeros(1)})
 
     async def search() -> None:
         engine = new_engine(tmp_path)
@@ -157,8 +177,8 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
 
 def publish(store: Store, *segments: Segment) -> None:
     for segment in segments:
-        record = {"segment": segment.to_dict(), "metrics": {"val/recon": float(segment.end_step)}}
-        store.publish(segment.key, record, {"model.weight": torch.zeros(1)})
+        trained = make_trained(segment, {"val/recon": float(segment.end_step)})
+        store.publish(trained, {"model.weight": torch.zeros(1)})
 
 
 def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_path: Path) -> None:
@@ -198,7 +218,7 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
     store.write_json("searches/other/spent.json", {"worker_seconds": 1.0, "wall_seconds": 1.0})
 
     def kept() -> set[str]:
-        return {key for key in store.keys() if (store.read_record(key) or {})["state"]["status"] == "kept"}  # noqa: SIM118
+        return {key for key, record in whole_records(store).items() if record.state.kept}
 
     async def search() -> None:
         engine = new_engine(tmp_path)
@@ -238,8 +258,8 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
         await serving
 
     asyncio.run(search())
-    kept = [(store.read_record(segment.key) or {})["state"]["status"] for segment in segments]
-    assert kept == ["dropped", "kept", "dropped", "kept"]
+    records = whole_records(store)
+    assert [records[segment.key].state.kept for segment in segments] == [False, True, False, True]
 
 
 def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
@@ -293,7 +313,7 @@ def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path
     second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 4, 8)
     store = Store(str(tmp_path))
     for segment in (first, second):
-        store.publish(segment.key, {"segment": segment.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1000)})
+        store.publish(make_trained(segment), {"model.weight": torch.zeros(1000)})
     both = store.state_bytes()
     assert both > 8000
 

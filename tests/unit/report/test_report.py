@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
 from latentsync_ray.report.report import report_lines, write_report
@@ -37,20 +39,24 @@ def search(mode: str = "min") -> SearchConfig:
     return SearchConfig(recipe="r", name="s", mode=mode, param_space=space)  # type: ignore[arg-type]
 
 
+SEGMENTS: dict[str, Segment] = {}
+"""By key, those of all trials that were made."""
+
+
 def trial(
     number: int, transition_step: int, values: list[float], status: str = "finished", lr: str = "a"
 ) -> TrialResult:
     """A trial with boundaries every 20 steps in stage one and every 10 in stage two."""
     results: list[Boundary] = []
-    step, parent = 0, "root"
+    end = 0
     for value in values:
-        first = step < transition_step
-        step += 20 if first else 10
-        key = f"first-{step}" if first else f"{transition_step}-{lr}-{step}"
-        stage, second_stage_step = ("first_stage", 0) if first else ("second_stage", step - transition_step)
-        metrics = {"val/objective": value, "train/loss": value / 2}
-        results.append(Boundary(key, parent, stage, step, second_stage_step, metrics))
-        parent = key
+        first, start = end < transition_step, end
+        end += 20 if first else 10
+        stage, stage_start = ("first_stage", 0) if first else ("second_stage", transition_step)
+        parent = results[-1].key if results else "root"
+        segment = Segment(parent, stage, {"lr": "" if first else lr}, start, stage_start, end)
+        SEGMENTS[segment.key] = segment
+        results.append(Boundary.after(segment, {"val/objective": value, "train/loss": value / 2}))
     trunk = [point.key for point in results if point.stage == "first_stage"]
     return TrialResult(
         number,
@@ -60,6 +66,12 @@ def trial(
         asked={point.key: 20 if point.key in trunk else 10 for point in results},
         shared=tuple(trunk) if number > 0 else (),
     )
+
+
+def publish_last(store: Store, trial: TrialResult) -> None:
+    """Has a store keep what a trial has reached."""
+    if trial.key is not None:
+        store.publish(make_trained(SEGMENTS[trial.key]), {"model.weight": torch.zeros(1)})
 
 
 def failed(number: int, error: str = "boom", **config: Any) -> TrialResult:
@@ -134,7 +146,7 @@ def test_the_summary_counts_every_step_once(recipe: Recipe) -> None:
 def test_summary_json_has_what_the_readme_names(recipe: Recipe, tmp_path: Path) -> None:
     report(recipe, tmp_path, trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5]))
     written = json.loads((tmp_path / "searches/s/summary.json").read_text())
-    best = {"trial": 1, "status": "finished", "transition.at_step": 40, "key": "40-a-50", "transition_step": 40}
+    best = {"trial": 1, "status": "finished", "transition.at_step": 40, "transition_step": 40}
     assert best.items() <= written.pop("best").items()
     del written["checksum"]
     assert written == {
@@ -172,7 +184,7 @@ def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> 
         "second_stage_step": "20",
         "train/loss": "1.0",
         "val/objective": "2",
-        "key": "20-a-40",
+        "key": trial(0, 20, [4, 3, 2]).key,
     }
     assert rows[2]["status"] == "failed"
     assert rows[2]["val/objective"] == rows[2]["transition_step"] == ""
@@ -218,7 +230,7 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
     assert read_trials(store, "searches/s") == (trials, trials[0])
     assert read_finished(store, "searches/s") is None
     for made in trials:
-        store.publish(str(made.key), {}, {"model.weight": torch.zeros(1)})
+        publish_last(store, made)
     assert read_finished(store, "searches/s") == trials
 
     file = tmp_path / "searches/s/trials.json"
@@ -257,13 +269,13 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(recipe: Recipe, tm
     store = Store(str(tmp_path))
     write_report(store, "searches/s", recipe, summary)
     for made in trials:
-        store.publish(made.key or "none", {}, {"model.weight": torch.zeros(1)})
+        publish_last(store, made)
     assert read_finished(store, "searches/s") is None
 
 
 def test_a_search_with_a_failed_trial_is_not_finished(recipe: Recipe, tmp_path: Path) -> None:
     store, trials = Store(str(tmp_path)), [trial(0, 20, [4, 3, 2]), trial(1, 40, [4], "failed")]
     for made in trials:
-        store.publish(str(made.key), {}, {"model.weight": torch.zeros(1)})
+        publish_last(store, made)
     report(recipe, tmp_path, *trials)
     assert read_finished(store, "searches/s") is None

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from PIL import Image
 from ray.tune.experiment import Trial
+from records import make_trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.reported import Reported
 from latentsync_ray.search.tensorboard import TensorBoardLog
@@ -24,11 +26,12 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
     def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
         picture = io.BytesIO()
         Image.new("RGB", (6, 4), colour).save(picture, "PNG")
-        record = {"steps": [{"loss": loss, "lr": loss / 8} for loss in losses]}
-        store.publish(key, record, {"model.weight": torch.zeros(1)}, picture.getvalue())
         end = start + len(losses)
+        segment = Segment(key, stage, {"num_workers": 1}, start, start, end)
+        trained = make_trained(segment, steps=[{"loss": loss, "lr": loss / 8} for loss in losses])
+        store.publish(trained, {"model.weight": torch.zeros(1)}, picture.getvalue())
         means = {"train/loss": sum(losses) / len(losses), "val/objective": value}
-        reported = Reported(end, end - start, Boundary(key, "", stage, end, end - start, means), start)
+        reported = Reported.reached(Boundary.after(segment, means), start, cached=False)
         log.on_trial_result(0, trials, trials[number], reported.to_result() | {"time_total_s": 1.0})
 
     branches = [([8.0, 6.0, 4.0], 2.0, (4, 5, 6)), ([16.0, 12.0, 9.0], 3.0, (7, 8, 9))]

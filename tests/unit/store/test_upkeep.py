@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
@@ -34,8 +35,8 @@ Keys = dict[str, str]
 def publish(store: Store, parent: str, stage: str, start: int, end: int, lr: float = 0.1) -> Segment:
     segment = Segment(parent, stage, {"lr": lr}, start, start if stage == SECOND_STAGE else 0, end)
     state = {"model.w": torch.full((4,), end + lr)}
-    record = {"segment": segment.to_dict(), "metrics": {"val/recon": 1 / end, "val/sync": lr}}
-    store.publish(segment.key, record, state, f"picture {segment.key}".encode())
+    trained = make_trained(segment, {"val/recon": 1 / end, "val/sync": lr})
+    store.publish(trained, state, f"picture {segment.key}".encode())
     return segment
 
 
@@ -98,7 +99,7 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(store.root) / "segments"
-    (folder / keys["20"] / "state.77.tmp").write_bytes(b"half")
+    (folder / keys["20"] / ".tmpa1b2c3").write_bytes(b"half")  # as safetensors calls its own
     for name in (f"{keys['20']}/partial.json", f"{'e' * 64}/partial.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         store.write_json(f"segments/{name}", {"steps": []})
@@ -107,7 +108,7 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     damaged.write_text("{")
     files = set(store.files("segments"))
     middles = [keys["poor middle"], keys["best middle"]]
-    freed = sum(record["state"]["bytes"] for key, record in whole_records(store).items() if key in middles)
+    freed = sum(record.state.num_bytes for key, record in whole_records(store).items() if key in middles)
     freed += 13 + (folder / keys["20"] / "partial.json").stat().st_size
 
     assert run(store, "collect") == 0
@@ -119,11 +120,11 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     assert run(store, "collect", "--drop") == 0
     assert f"2 states and 3 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
     gone = {f"segments/{key}/state.safetensors" for key in (*middles, "e" * 64)}
-    outlived = {f"segments/{keys['20']}/{name}" for name in ("state.77.tmp", "partial.json")}
+    outlived = {f"segments/{keys['20']}/{name}" for name in (".tmpa1b2c3", "partial.json")}
     assert files - set(store.files("segments")) == gone | outlived
     for key in middles:
         record = store.read_record(key)
-        assert record is not None and record["state"]["status"] == "dropped"
+        assert record is not None and not record.state.kept
     assert list(damages(store)) == [f"{damaged}: is no whole file"]
     run(store, "collect", "--drop")
     assert "0 states and 0 leftovers of 0 bytes" in capsys.readouterr().out
@@ -144,7 +145,7 @@ def test_as_long_as_a_search_has_not_ended_nothing_goes(begun: str, store: Store
 
 
 def test_verify_names_every_damaged_file(store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
-    store.log_execution(keys["10"], {"pid": 1})
+    store.log_execution(keys["10"], "group-1")
     store.write_json("syncnets/a.json", {"balanced_accuracy": 0.9})
     store.write_bytes("ray/own.json", b"Ray's own, without a checksum")
     assert run(store, "verify") == 0
