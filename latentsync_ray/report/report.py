@@ -10,6 +10,7 @@ from latentsync_ray.report.summary import Summary
 from latentsync_ray.report.table import csv_text
 from latentsync_ray.report.trials import TrialStatus
 from latentsync_ray.report.trials_file import write_trials
+from latentsync_ray.report.words import value_text
 from latentsync_ray.store import Store
 
 
@@ -45,7 +46,7 @@ def report_lines(summary: Summary) -> list[str]:
     if best is None:
         lines.append("best: none, since no trial has run to its end")
     else:
-        values = "".join(f", {name} {_text(value)}" for name, value in best.config.items())
+        values = "".join(f", {name} {value_text(value)}" for name, value in best.config.items())
         lines.append(
             f"best: trial {best.number}, {metric} {best.metrics[metric]:.4g}, "
             f"transition at step {best.transition_step}{values}"
@@ -61,7 +62,3 @@ def report_lines(summary: Summary) -> list[str]:
             f"at most {summary.steps_unfinished} steps; raise it and run the same command again to go on"
         )
     return lines
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
