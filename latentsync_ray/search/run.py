@@ -42,6 +42,7 @@ from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
+from latentsync_ray.store.runner import sole_runner
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
@@ -79,22 +80,17 @@ def run_search(
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
     recipe = _lengthened(recipe, search.trials.extend)
-    journal = Journal(store, f"{folder}/decisions")
-    for notice in journal.notices:
-        print(f"note: {notice}", flush=True)
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        seconds = time.monotonic() - started
-        summary = summarise(search, recipe, finished, EngineStatus(), journal.clonings(), inputs.figures, seconds)
+        clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
+        summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
         return _report(store, folder, recipe, summary), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
         return UNFINISHED, store.uri_of(folder)
-    print(f"dashboard: {dashboard}", flush=True)
-    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe)))
     setup = TrialSetup(
         engine=engine.name,
         recipe=TrialRecipe.of(recipe),
@@ -104,6 +100,29 @@ def run_search(
         lineage=tuple(lineage),
         leave_after=search.start_stage is not None,
     )
+    with sole_runner(store, folder):
+        print(f"dashboard: {dashboard}", flush=True)
+        if not store.is_local:
+            print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
+        exit_status = _train(search, recipe, store, folder, engine, setup, inputs.figures, started)
+    return exit_status, store.uri_of(folder)
+
+
+def _train(
+    search: SearchConfig,
+    recipe: Recipe,
+    store: Store,
+    folder: str,
+    engine: StartedEngine,
+    setup: TrialSetup,
+    figures: Mapping[str, float],
+    started: float,
+) -> int:
+    """Has Ray Tune run the trials, and writes the results. Returns the exit status."""
+    journal = Journal(store, f"{folder}/decisions")
+    for notice in journal.notices:
+        print(f"note: {notice}", flush=True)
+    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe), store.identity()))
     _prefetch(engine.actor, search, recipe, setup)
     write_trials(store, folder, [], None, 0)  # from now on it is a search that has not ended
     ending = Ending(engine.actor)
@@ -129,11 +148,11 @@ def run_search(
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     seconds = time.monotonic() - started
-    summary = summarise(search, recipe, trials, status, journal.clonings(), inputs.figures, seconds)
+    summary = summarise(search, recipe, trials, status, journal.clonings(), figures, seconds)
     exit_status = _report(store, folder, recipe, summary)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
-    return exit_status, store.uri_of(folder)
+    return exit_status
 
 
 def _report(store: Store, folder: str, recipe: Recipe, summary: Summary) -> int:
