@@ -85,7 +85,8 @@ class Checked(Dispatcher):
             parent = done[parent].parent
         unneeded = super().give(segment, trial)
         told = (key for ahead in stands.told_ahead.values() for key in ahead)
-        needed = {*stands.positions.values(), *told, *(o.segment.parent for o in self.book.orders.values())}
+        needed = {*stands.positions.values(), *stands.previous.values(), *told}
+        needed |= {order.segment.parent for order in self.book.orders.values()}
         assert set(unneeded) == {
             key
             for key in (passed & done.keys() & self.states.kept) - needed

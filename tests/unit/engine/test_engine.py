@@ -232,6 +232,7 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
         assert kept() == {first.key, second.key, third.key}
         await engine.checkpoint("t1", first.key)  # meanwhile it is needed again
         await engine.run("t0", "process", "root", third)
+        await engine.end_trial("t0", "process", third.key)
         (tmp_path / "searches/other/spent.json").unlink()
         await engine.stop()
         await serving
@@ -256,6 +257,7 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
         serving = serve(engine)
         for segment in segments:
             await engine.run("t0", "process", "root", segment)
+        await engine.end_trial("t0", "process", segments[-1].key)
         await engine.stop()
         await serving
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 from dispatching import dispatcher, lineage, train
 
 
-def test_a_state_is_dropped_once_every_trial_has_passed_it_unless_a_branch_may_start_there() -> None:
+def test_a_state_is_dropped_once_every_trial_is_two_further_unless_a_branch_may_start_there() -> None:
     made = dispatcher(keep_from=2)
-    segments = lineage(3, "ab")
+    segments = lineage(3, "abc")
+    dropped: dict[str, str] = {}
     for segment in segments:
         made.ask(segment, "t0")
         made.ask(segment, "t1")
         train(made, segment)
-        unneeded = {trial: made.give(segment, trial) for trial in ("t0", "t1")}
-        # t1 still stands at the parent when t0 goes on.
-        assert unneeded["t0"] == []
-        passed_for_good = segment.parent in (segments[0].key, segments[3].key)
-        assert unneeded["t1"] == ([segment.parent] if passed_for_good else [])
-        dropped: list[str] = []
-        made.drop(unneeded["t1"])
-        dropped += unneeded["t1"]
-        assert dropped == unneeded["t1"]
-    assert made.states.kept == {"root", segments[1].key, segments[2].key, segments[4].key}
+        assert made.give(segment, "t0") == []  # t1 is not there yet
+        unneeded = made.give(segment, "t1")
+        made.drop(unneeded)
+        dropped |= dict.fromkeys(unneeded, segment.key)
+    # The second and third are where branches start.
+    assert dropped == {segments[0].key: segments[2].key, segments[3].key: segments[5].key}
+    assert made.end_trial("t0", segments[5].key) == []
+    assert made.end_trial("t1", segments[5].key) == [segments[4].key]
+
+
+def test_a_trunk_has_a_second_state_to_go_on_from() -> None:
+    """The newest one turns out damaged: one segment is trained again, not all of stage one."""
+    made = dispatcher(keep_from=99)
+    *trunk, following = lineage(6, "")
+    for segment in trunk:
+        made.ask(segment, "t0")
+        train(made, segment)
+        made.drop(made.give(segment, "t0"))
+    made.ask(following, "t0")
+    made.drop([trunk[-1].key])
+    made.ask(following, "t0")
+    assert [order.segment for order in made.book.in_sequence()] == [trunk[-1]]
 
 
 def test_a_trial_that_begins_anew_finds_the_state_where_it_was() -> None:
@@ -39,7 +52,7 @@ def test_a_trial_that_begins_anew_finds_the_state_where_it_was() -> None:
     made.ask(segments[3], "t0")
     assert [order.segment for order in made.book.in_sequence()] == segments[3:]
     train(made, segments[3])
-    assert made.give(segments[3], "t0") == [segments[2].key]
+    assert made.give(segments[3], "t0") == [segments[1].key]
 
 
 def test_a_trial_that_turns_off_on_its_way_back_needs_the_state_no_more() -> None:
@@ -69,7 +82,7 @@ def test_what_was_told_ahead_is_kept_until_the_trial_is_heard_of_again() -> None
     assert own.parent == walk[1].key
     made.ask(own, "t0")
     train(made, own)
-    assert made.give(own, "t0") == sorted([walk[0].key, walk[1].key, walk[2].key])
+    assert made.give(own, "t0") == sorted([walk[0].key, walk[2].key])
     assert made.retention.tell_ahead("t0") == []
     # Two ways lead on from there now.
     made.give(walk[0], "t1")
@@ -124,4 +137,4 @@ def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> No
     after = lineage(0, "abc")[2]
     made.ask(after, "after")
     train(made, after)
-    assert made.give(after, "after") == [second.key]
+    assert made.give(after, "after") == [first.key]
