@@ -17,7 +17,7 @@ from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.core.record import Record
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.results import find_results
-from latentsync_ray.report.trials import read_trials
+from latentsync_ray.report.trials_file import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
 
@@ -82,8 +82,8 @@ def stored_weights(
         record = _record(store, folder, trial, stage) if segment is None else find_record(store, segment, "--segment")
         if not record.state.kept:
             raise UserError(
-                f"segment {record.key[:12]}: its state is no longer kept; export another segment (python -m "
-                f"latentsync_ray.store {store.uri} list shows whose are)"
+                f"segment {record.key[:12]}: its state is no longer kept; export another segment "
+                f"({program('store')} {store.uri} list shows whose are)"
             )
         state = store.read_state(record.key, record.state.sha256)
     except DamagedEntryError as error:
@@ -100,9 +100,9 @@ def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> 
     if found is None:
         raise UserError(f"{store.uri_of(folder)}: has no results yet; let the search end")
     trials, best = found
-    keys = {number: log.last["key"] for number, log in trials.items() if log.results}
-    if trial is None:
-        trial = best
+    keys = {reached.number: reached.key for reached in trials if reached.key is not None}
+    if trial is None and best is not None:
+        trial = best.number
     if trial is None:
         raise UserError(f"{store.uri_of(folder)}: no trial of it has a result; name another search")
     if trial not in keys:

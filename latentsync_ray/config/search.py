@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from latentsync_ray.config.domains import Domain, Grid, Uniform
 from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.recipe import OBJECTIVE
 
 PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
 """Trial schedulers that pause trials."""
@@ -150,7 +151,7 @@ class SearchConfig:
     """second_stage leaves stage one there; null leaves that to the transition policy."""
     trials: TrialsConfig = field(default_factory=TrialsConfig)
     """What is added to trials after their end."""
-    metric: str = "val/objective"
+    metric: str = OBJECTIVE
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
     """Whether less or more of it is better."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from latentsync_ray.config.plain import Settings
+from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.core.hashing import digest
 
 Metrics: TypeAlias = Mapping[str, float]
@@ -50,6 +51,11 @@ class Segment:
     def num_steps(self) -> int:
         """Optimizer steps in the segment."""
         return self.end_step - self.start_step
+
+    @property
+    def second_stage_step(self) -> int:
+        """Steps of stage two up to its end."""
+        return self.end_step - self.stage_start_step if self.stage == SECOND_STAGE else 0
 
     @property
     def num_workers(self) -> int:

@@ -95,13 +95,18 @@ class Training(ABC, Generic[RecipeT]):
         Args:
             stage: `first_stage` or `second_stage`.
             config: The stage's settings, an instance of the recipe's class.
-            state: What `state` returned at the end of the parent segment, on the CPU.
+            state: What `state` returned at the end of the parent segment, on the CPU. Its memory may be shared, with
+                another `build` or with what this training holds: copy what is kept, and change nothing.
             state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
         """
 
     @abstractmethod
     def step(self, global_step: int, stage_step: int) -> dict[str, float]:
-        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses."""
+        """Takes one optimizer step, the one that leads from global_step to the next.
+
+        Returns:
+            Its losses by name: within a stage always the same names, since a segment's mean of each is reported.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import plain
 from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
@@ -31,7 +32,7 @@ def lineage_of(store: Store, search: SearchConfig, recipe: Recipe, root: str) ->
         if parent is None:
             raise UserError(
                 f"start_from: {lineage[-1].key} was trained with other data, networks, validation, training or seed; "
-                "use its recipe, or export its UNet (latentsync_ray.export) and give that as components.unet"
+                f"use its recipe, or export its UNet ({program('export')}) and give that as components.unet"
             )
         lineage.insert(0, parent.segment)
     _check(search, recipe, lineage[-1])

@@ -84,15 +84,15 @@ def test_a_search_ends_right(scheduler: str, case: str, cluster: None, make_sear
     for trial in trials.values():
         last = trial["results"][-1]
         if trial["status"] == "finished":
-            assert last["second_stage_step"] == trial["parameters"].get(NUM_STEPS, 24)
+            assert last["second_stage_step"] == trial["config"].get(NUM_STEPS, 24)
         if trial["status"] == "stopped":  # for its score: one that was no worse there has gone beyond
-            step, score = last["second_stage_step"], last["val/objective"]
+            step, score = last["second_stage_step"], last["metrics"]["val/objective"]
             rivals = [other for other in trials.values() if other is not trial]
             assert any(beyond(other, step) and score_at(other, step) <= score for other in rivals), trial
 
 
 def score_at(trial: dict[str, Any], step: int) -> float:
-    scores = [r["val/objective"] for r in trial["results"] if r["second_stage_step"] == step]
+    scores = [r["metrics"]["val/objective"] for r in trial["results"] if r["second_stage_step"] == step]
     return scores[0] if scores else float("inf")
 
 
@@ -109,7 +109,7 @@ def test_draws_that_break_a_rule_fail_in_one_line(cluster: None, make_search: An
     wrong = {
         trial["number"]
         for trial in values["trials"]
-        if trial["parameters"] == {NUM_STEPS: 4, "second_stage.report_every_steps": 8}
+        if trial["config"] == {NUM_STEPS: 4, "second_stage.report_every_steps": 8}
     }
     assert wrong and outcome.exit_status == 1
     for trial in values["trials"]:

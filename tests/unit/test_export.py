@@ -16,7 +16,8 @@ from latentsync_ray.export import main
 from latentsync_ray.latentsync.models.interop import read_weights
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 from latentsync_ray.planning.simulation import PlannedTrial
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,19 +28,19 @@ def results(tmp_path: Path) -> Path:
     """A finished search with two trials, one of which was stopped in stage one."""
     steps = {"transition.min_step": 40, "transition.at_step": 40, "transition.plateau": None}
     recipe, store = load_recipe(ROOT / "configs" / "demo", steps), Store(str(tmp_path / "store"))
-    keys = []
+    reached = []
     for seed, segment in enumerate(list(PlannedTrial(0, TrialRecipe.of(recipe), "0" * 64).walk())[:2]):
         torch.manual_seed(seed)
         unet = UNet3DConditionModel(**segment.config["model"])
         state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
         store.publish(make_trained(segment), {**state, "optimizer.x": torch.zeros(1)})
-        keys.append(segment.key)
+        reached.append(Boundary.after(segment, {}))
     folder = "searches/demo-1234"
-    trials = {
-        0: TrialLog(0, {}, [{"key": key} for key in keys], "finished"),
-        1: TrialLog(1, {}, [{"key": keys[0]}], "stopped"),
-        2: TrialLog(2, {}, status="failed"),
-    }
+    trials = [
+        TrialResult(0, {}, tuple(reached), TrialStatus.FINISHED),
+        TrialResult(1, {}, (reached[0],), TrialStatus.STOPPED),
+        TrialResult(2, {}, status=TrialStatus.FAILED),
+    ]
     write_trials(store, folder, trials, trials[0], 0)
     return tmp_path / "store" / folder
 

@@ -1,7 +1,7 @@
 """A prepared set of clips on disk, and the samples that training and validation draw from it.
 
 A set is a folder: index.json, mask.safetensors and one clips/*.safetensors a clip, all written by
-`latentsync_ray.preprocess`. A sample is a pure function of its arguments, so any rank of any run can draw it.
+`latentsync-ray preprocess`. A sample is a pure function of its arguments, so any rank of any run can draw it.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import Settings, settings
 from latentsync_ray.core.atomic import new_file
@@ -31,7 +32,7 @@ from latentsync_ray.latentsync.data.media import (
 
 FORMAT = 2
 """Since 2 a clip holds its sound."""
-_PREPARE = "(python -m latentsync_ray.preprocess)"
+_PREPARE = f"({program('preprocess')})"
 _AGAIN = f"prepare the set again {_PREPARE}, in another folder or with this one removed"
 Split = Literal["train", "validation"]
 

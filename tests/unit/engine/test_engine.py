@@ -30,7 +30,8 @@ from latentsync_ray.engine.messages import (
 )
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.pool import MAX_FAILED_STARTS
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import StorageError, Store
 from latentsync_ray.store.upkeep import whole_records
 
@@ -246,9 +247,9 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
         segments.append(Segment(segments[-1].key, "second_stage", {"num_workers": 1}, end - 4, 0, end))
     store = Store(str(tmp_path))
     publish(store, *segments)
-    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments[:2]]
-    ended = TrialLog(0, {}, results, "finished")
-    write_trials(store, "searches/ended", {0: ended}, ended, 0)
+    results = tuple(Boundary.after(segment, {}) for segment in segments[:2])
+    ended = TrialResult(0, {}, results, TrialStatus.FINISHED)
+    write_trials(store, "searches/ended", [ended], ended, 0)
 
     async def search() -> None:
         engine = new_engine(tmp_path)

@@ -15,7 +15,8 @@ from records import make_trained
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
 from latentsync_ray.store.upkeep import (
@@ -39,9 +40,8 @@ def publish(store: Store, parent: str, stage: str, start: int, end: int, lr: flo
     return segment
 
 
-def log(number: int, status: str, *segments: Segment) -> TrialLog:
-    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments]
-    return TrialLog(number, {}, results, status)
+def trial(number: int, status: str, *segments: Segment) -> TrialResult:
+    return TrialResult(number, {}, tuple(Boundary.after(s, {}) for s in segments), TrialStatus(status))
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def keys(store: Store) -> Keys:
     for name, start, lr in (("poor", trunk[1], 0.2), ("best", trunk[2], 0.3)):
         middle = publish(store, start.key, SECOND_STAGE, start.end_step, start.end_step + 5, lr)
         branches[name] = (middle, publish(store, middle.key, SECOND_STAGE, middle.end_step, middle.end_step + 5, lr))
-    trials = {
-        0: log(0, "stopped", trunk[0], trunk[1], *branches["poor"]),
-        1: log(1, "finished", *trunk, *branches["best"]),
-    }
+    trials = [
+        trial(0, "stopped", trunk[0], trunk[1], *branches["poor"]),
+        trial(1, "finished", *trunk, *branches["best"]),
+    ]
     write_trials(store, "searches/two", trials, trials[1], 20)
-    write_trials(store, "searches/one", {0: log(0, "finished", trunk[0])}, log(0, "finished"), 40)
+    write_trials(store, "searches/one", [trial(0, "finished", trunk[0])], trial(0, "finished"), 40)
     found = {str(segment.end_step): segment.key for segment in trunk}
     for name, (middle, end) in branches.items():
         found |= {f"{name} middle": middle.key, f"{name} end": end.key}
