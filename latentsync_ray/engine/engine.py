@@ -225,6 +225,7 @@ class Engine:
             self.spending.stored_bytes += outcome.state.num_bytes
             result = self.known.results[segment.key] = Result(outcome.metrics, outcome.state)
             self.totals.add(segment, outcome.timings)
+            self.cleaning.trained(segment.key)
             self.pool.finish_order(group)
             self.answers.give(segment.key, result)
             self._decide()

@@ -43,6 +43,7 @@ from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 from latentsync_ray.store.runner import sole_runner
+from latentsync_ray.store.searches import GIVEN_UP_FILE
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
@@ -124,7 +125,9 @@ def _train(
         print(f"note: {notice}", flush=True)
     serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe), store.identity()))
     _prefetch(engine.actor, search, recipe, setup)
-    write_trials(store, folder, [], None, 0)  # from now on it is a search that has not ended
+    keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
+    write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
+    store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
     while True:
         progress, log = Progress(), TensorBoardLog(store, folder)
