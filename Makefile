@@ -45,7 +45,7 @@ train: $(RUN)
 
 # make example NAME=gan_later
 example: $(RUN)
-	$(BIN)/python -m latentsync_ray.tune examples/$(NAME)/search_space.yaml $(ARGS)
+	$(BIN)/latentsync-ray tune examples/$(NAME)/search_space.yaml $(ARGS)
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"

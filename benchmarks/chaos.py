@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
+from latentsync_ray.core.hashing import file_sha256
+from latentsync_ray.core.record import Record
 from latentsync_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,7 @@ class Run:
     seconds: float = 0.0
     kills: list[Kill] = field(default_factory=list)
     finished: dict[str, float] = field(default_factory=dict)
-    """Key -> when its record was written; later it is written anew, when its state is dropped."""
+    """Key -> when its record was written; later it is written again, when its state is dropped."""
     output: str = ""
 
     @property
@@ -71,9 +73,10 @@ class Run:
             return list(csv.DictReader(stream))
 
     @property
-    def records(self) -> dict[str, dict[str, Any]]:
+    def records(self) -> dict[str, Record]:
         store = Store(str(self.storage))  # which checks their checksums
-        return {key: store.read_record(key) or {} for key in store.keys()}  # noqa: SIM118
+        records = {key: store.read_record(key) for key in store.keys()}  # noqa: SIM118
+        return {key: record for key, record in records.items() if record is not None}
 
     def executions(self) -> dict[str, list[float]]:
         """Key -> when workers began to train it."""
@@ -223,9 +226,9 @@ def ray_processes(titles: tuple[str, ...]) -> list[psutil.Process]:
 def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
     """What does not hold, by claim; an empty line where it does."""
     ours, theirs = disturbed.records, clean.records
-    same = ("metrics", "steps", "weights_sha256", "segment")
-    differing = [key for key in ours if key in theirs and any(ours[key][n] != theirs[key][n] for n in same)]
-    broken = [key for key, record in ours.items() if not state_is_whole(disturbed.storage, key, record)]
+    said = attrgetter("metrics", "steps", "weights_sha256", "segment")
+    differing = [key for key in ours if key in theirs and said(ours[key]) != said(theirs[key])]
+    broken = [key for key, record in ours.items() if not state_is_whole(disturbed.storage, record)]
     again, in_vain = [], []
     for key, times in disturbed.executions().items():
         finished = disturbed.finished.get(key, float("inf"))
@@ -244,19 +247,17 @@ def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
     }
 
 
-def state_is_whole(storage: Path, key: str, record: dict[str, Any]) -> bool:
-    file = storage / "segments" / key / "state.safetensors"
-    if record["state"]["status"] == "dropped":
-        return True
-    return file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == record["state"]["sha256"]
+def state_is_whole(storage: Path, record: Record) -> bool:
+    file = storage / "segments" / record.key / "state.safetensors"
+    return not record.state.kept or (file.exists() and file_sha256(file) == record.state.sha256)
 
 
 def history(run: Run, key: str) -> str:
     """When a segment was begun and first finished, in seconds since the start."""
-    segment = run.records[key]["segment"]
+    segment = run.records[key].segment
     begun = ", ".join(f"{begun - run.started:.1f}" for begun in run.executions()[key])
     finished = run.finished.get(key, float("nan")) - run.started
-    return f"{segment['stage']} to step {segment['end_step']}: begun at {begun} s; finished at {finished:.1f} s"
+    return f"{segment.stage} to step {segment.end_step}: begun at {begun} s; finished at {finished:.1f} s"
 
 
 def _keys(keys: Any) -> str:
@@ -293,7 +294,7 @@ def chaos(
     for claim, what in found.items():
         say(f"{'does not hold' if what else 'holds':>14}: {claim}{': ' if what else ''}{what}")
     for key in sorted(disturbed.records) if any(found.values()) else []:
-        say(f"{key[:8]} after {disturbed.records[key]['segment']['parent'][:8]}: {history(disturbed, key)}")
+        say(f"{key[:8]} after {disturbed.records[key].segment.parent[:8]}: {history(disturbed, key)}")
     if any(found.values()):
         say(disturbed.output)
     return disturbed, found

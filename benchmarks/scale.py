@@ -31,6 +31,7 @@ from rich.table import Table
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search
+from latentsync_ray.core.record import StoredState, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.decisions import StartGroup, StopGroup
@@ -41,8 +42,6 @@ from latentsync_ray.engine.messages import (
     Finished,
     GroupSetup,
     SegmentOutcome,
-    StoredState,
-    Timings,
     WorkerOrder,
     WorkerSetup,
 )
@@ -133,7 +132,7 @@ INPUTS = WorkerSetup({})
 
 def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
-    groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, storage, False)
+    groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, 300.0, storage, False)
     return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
 
 

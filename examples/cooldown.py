@@ -70,7 +70,7 @@ class CooldownRecipe(Recipe):
     """Steps of both stages together."""
 
     def metrics(self) -> Mapping[str, Metric]:
-        return {"val/objective": Metric(), "val/loss": Metric()}
+        return {"val/loss": Metric()}
 
     def objective(self) -> Mapping[str, float]:
         return {"val/loss": 1.0}

@@ -16,7 +16,7 @@ SCRIPT = "latentsync-ray"
 
 
 def program(command: str | None = None) -> str:
-    """How this process was started, for usage lines.
+    """How a command is called, as this process was: for usage lines, and for messages that name a command.
 
     Args:
         command: the command's name, such as `train-syncnet`; None for the list of commands.

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
-from latentsync_ray.core.folders import new_folder
+from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.shipped import shipped_files
 

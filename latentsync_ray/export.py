@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
+from latentsync_ray.core.record import Record
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.results import find_results
-from latentsync_ray.report.trials import read_trials
+from latentsync_ray.report.trials_file import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
 
@@ -46,17 +49,24 @@ def main(arguments: list[str] | None = None) -> int:
     from latentsync_ray.latentsync.models.interop import OFFICIAL_SUFFIXES, write_diffusers, write_official
 
     if options.out.suffix in OFFICIAL_SUFFIXES:
-        write_official(options.out, weights, segment["end_step"])
+        write_official(options.out, weights, segment.end_step)
     else:
-        write_diffusers(options.out, segment["config"]["model"], weights)
+        write_diffusers(options.out, model_of(segment), weights)
     print(f"wrote {options.out}")
     return 0
 
 
+def model_of(segment: Segment) -> Settings:
+    """The UNet's keyword arguments at a segment of LatentSync's."""
+    model = segment.config["model"]
+    assert isinstance(model, dict)
+    return model
+
+
 def stored_weights(
     results: str, trial: int | None = None, stage: str | None = None, segment: str | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A trial's last segment, or the one asked for, as `Segment.to_dict` gives it, and the model's state dict there.
+) -> tuple[Segment, dict[str, Tensor]]:
+    """A trial's last segment, or the one asked for, and the model's state dict there.
 
     Args:
         results: The search's folder or URI.
@@ -70,36 +80,36 @@ def stored_weights(
     store, folder = find_results(results)
     try:
         record = _record(store, folder, trial, stage) if segment is None else find_record(store, segment, "--segment")
-        if record["state"]["status"] == "dropped":
+        if not record.state.kept:
             raise UserError(
-                f"segment {record['key'][:12]}: its state is no longer kept; export another segment (python -m "
-                f"latentsync_ray.store {store.uri} list shows whose are)"
+                f"segment {record.key[:12]}: its state is no longer kept; export another segment "
+                f"({program('store')} {store.uri} list shows whose are)"
             )
-        state = store.read_state(record["key"], record["state"])
+        state = store.read_state(record.key, record.state.sha256)
     except DamagedEntryError as error:
         raise UserError(
             f"{error}; delete that segment's folder and run the search again, which trains it anew"
         ) from None
     weights = {name[len("model.") :]: tensor for name, tensor in state.items() if name.startswith("model.")}
-    return record["segment"], weights
+    return record.segment, weights
 
 
-def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> dict[str, Any]:
+def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> Record:
     """The record of the last segment of a trial, or of a stage of it."""
     found = read_trials(store, folder)
     if found is None:
         raise UserError(f"{store.uri_of(folder)}: has no results yet; let the search end")
     trials, best = found
-    keys = {number: log.last["key"] for number, log in trials.items() if log.results}
-    if trial is None:
-        trial = best
+    keys = {reached.number: reached.key for reached in trials if reached.key is not None}
+    if trial is None and best is not None:
+        trial = best.number
     if trial is None:
         raise UserError(f"{store.uri_of(folder)}: no trial of it has a result; name another search")
     if trial not in keys:
         raise UserError(f"--trial: must be one of {', '.join(str(number) for number in keys)}, got {trial}")
     record = store.read_record(keys[trial])
-    while record is not None and stage is not None and record["segment"]["stage"] != stage:
-        record = store.read_record(record["segment"]["parent"])
+    while record is not None and stage is not None and record.segment.stage != stage:
+        record = store.read_record(record.segment.parent)
     if record is None:
         raise UserError(f"--stage: trial {trial} has not been in {stage}; choose the other one")
     return record

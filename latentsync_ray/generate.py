@@ -14,7 +14,7 @@ from pathlib import Path
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.export import stored_weights
+from latentsync_ray.export import model_of, stored_weights
 from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES
 from latentsync_ray.report.results import find_results
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from latentsync_ray.latentsync.generation import Generator, OwnClip  # torch takes seconds
 
-    generator = Generator(recipe, segment["config"]["model"], weights)
+    generator = Generator(recipe, model_of(segment), weights)
     clip = options.clip
     if is_own:
         clip = OwnClip(Path(options.clip), options.audio_encoder, options.resolution, options.mask)

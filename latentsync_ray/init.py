@@ -1,6 +1,6 @@
 """Writes a working folder with the shipped recipes and search spaces and the demo's networks.
 
-latentsync-ray init FOLDER && cd FOLDER && latentsync-ray tune search_spaces/transition.yaml
+latentsync-ray init FOLDER && cd FOLDER && {program('tune')} search_spaces/transition.yaml
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.folders import new_folder
+from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.shipped import SHIPPED, shipped_files
 
 _GITIGNORE = "/data/\n/results/\n"
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a new or empty folder")
     options = parser.parse_args(arguments)
     write_working_folder(options.folder)
-    print(f"wrote {options.folder}; try: cd {options.folder} && latentsync-ray tune search_spaces/transition.yaml")
+    print(f"wrote {options.folder}; try: cd {options.folder} && {program('tune')} search_spaces/transition.yaml")
     return 0
 
 

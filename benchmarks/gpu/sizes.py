@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from latentsync_ray.config.searchfiles import search_of_one
+from latentsync_ray.core.hashing import file_sha256
 from latentsync_ray.latentsync.config import ComponentsConfig, LatentSyncRecipe
-from latentsync_ray.latentsync.data.clips import FORMAT, Index, file_sha256, save_clip
+from latentsync_ray.latentsync.data.clips import FORMAT, Index, save_clip
 from latentsync_ray.latentsync.data.config import DataConfig
 from latentsync_ray.latentsync.data.media import FPS, SAMPLES_PER_FRAME, face_mask, num_mel_columns
 from latentsync_ray.latentsync.losses import LPIPS

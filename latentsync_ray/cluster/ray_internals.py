@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,8 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Variable by which Ray Train's controllers are told to start a process that watches for notices of preemption."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Variable by which Ray's state API is told which cluster to ask."""
+_LOST_ACTOR = "The actor died unexpectedly"
+"""How Ray tells of a process that was lost; one whose own code failed died of an error."""
 _MOST = 10_000
 """Entries that Ray's state API lists at most."""
 
@@ -89,3 +92,78 @@ def _this_cluster() -> Iterator[None]:
             del os.environ[API_SERVER]
         else:
             os.environ[API_SERVER] = before
+
+
+# Ray Tune: its trials, and what its schedulers keep
+
+
+def trial_error_lines(trial: Any) -> list[str]:
+    """What Ray Tune has written of a trial's failures; its own reader looks where it copies them to later."""
+    noted = trial.run_metadata.error_filename is not None
+    text = Path(trial.error_file).read_text(encoding="utf-8") if noted else ""
+    return text.strip().splitlines() or ["unknown error"]
+
+
+def was_lost(trial: Any) -> bool:
+    """Whether a trial has failed because its process was lost."""
+    return any(_LOST_ACTOR in line for line in trial_error_lines(trial))
+
+
+def forgive_failures(trial: Any) -> None:
+    """Has Ray Tune count a trial's failures from zero again."""
+    trial.run_metadata.num_failures = 0
+
+
+def set_checkpoint(trial: Any, checkpoint: Any, result: Mapping[str, object]) -> None:
+    """Has a paused trial go on from a checkpoint, as Ray Tune's own schedulers do."""
+    from ray.train._internal.session import _TrainingResult  # takes a second, and only some schedulers need it
+
+    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _TrainingResult(checkpoint, dict(result))
+
+
+def schedule_save(tune_controller: Any, trial: Any, result: Mapping[str, object]) -> Any:
+    """Has a trial save a checkpoint. Returns what a population-based scheduler keeps of it until it is there."""
+    return tune_controller._schedule_trial_save(trial, result=result)
+
+
+def forget_scores(asha: Any, trial_id: str) -> None:
+    """Removes a trial from all rungs of an `ASHAScheduler`, and from the trials that it follows."""
+    for _, scores in asha._trial_info.pop(trial_id)._rungs:
+        scores.pop(trial_id, None)
+
+
+class OpenBrackets:
+    """Has a `HyperBandScheduler`, the next class in line, look at a bracket whenever one of its trials ends.
+
+    Ray Tune marks a bracket as being processed, so that the trials that it stops do not process it again, and never
+    takes the mark away.
+    """
+
+    def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
+        action = str(super()._process_bracket(tune_controller, bracket))  # type: ignore[misc]
+        bracket.is_being_processed = False
+        return action
+
+
+class OpenPopulation:
+    """Shows the inner parts of `PopulationBasedTraining` and `PB2`, the next class in line."""
+
+    def exploited(self, trial: Any, source: Any) -> None:
+        """Is called after a trial was made a clone of another one."""
+
+    def state_of(self, trial: Any) -> Any:
+        """What is kept of a trial: `last_checkpoint`, `last_train_time`, `last_perturbation_time`, `last_score`."""
+        return self._trial_state[trial]  # type: ignore[attr-defined]
+
+    def notes_result(self, trial: Any, result: Mapping[str, object]) -> bool:
+        """Keeps the score of a result where a trial is due to be compared. Returns whether it is."""
+        state, time = self.state_of(trial), result[self._time_attr]  # type: ignore[attr-defined]
+        if time - state.last_perturbation_time < self._perturbation_interval:  # type: ignore[attr-defined]
+            return False
+        self._save_trial_state(state, time, result, trial)  # type: ignore[attr-defined]
+        state.last_perturbation_time = time
+        return True
+
+    def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        super()._exploit(tune_controller, trial, trial_to_clone)  # type: ignore[misc]
+        self.exploited(trial, trial_to_clone)

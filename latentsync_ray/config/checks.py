@@ -10,6 +10,7 @@ from latentsync_ray.config.domains import Domain, Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants
+from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe, metric_complaints
 from latentsync_ray.config.schema import inner_value
 from latentsync_ray.config.search import SearchConfig
@@ -31,7 +32,7 @@ def check_search(search: SearchConfig, recipe: Recipe, where: str) -> None:
     Raises:
         UserError: The metric is not measured, the scheduler could never stop a trial, or values break a rule.
     """
-    for rule, remedy in metric_complaints(search.metric, recipe.metrics()):
+    for rule, remedy in metric_complaints(search.metric, recipe.metrics_and_objective()):
         raise UserError(f"{where}: metric: {rule}, got {search.metric!r}; {remedy}")
     for name in search.param_space:
         if name.split(".")[0] not in _SEARCHABLE and inner_value(recipe, name.split(".")[0]) is not None:
@@ -106,6 +107,6 @@ def _check_beside(variants: Variants, values: Mapping[str, Any], others: Mapping
     raise fault
 
 
-def _combinations(domains: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
+def _combinations(domains: Mapping[str, Domain]) -> Iterator[Settings]:
     for values in itertools.product(*(domain.samples() for domain in domains.values())):
         yield dict(zip(domains, values, strict=True))

@@ -44,7 +44,7 @@ class Domain(ABC):
         numbers = [value for value in self.samples() if _is_number(value)]
         return (min(numbers), max(numbers)) if numbers else None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, list[Any]]:
         """Plain values, as a search space writes them."""
         return {self.kind: self.values()}
 

@@ -49,8 +49,8 @@ def load_recipe(folder: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise UserError(
             f"{origins['']}: training: must be text, got {training!r}; write module:Class or file.py:Class"
         )
-    top["training"] = absolute(training, folder)
-    schema = recipe_type(top["training"])
+    top["training"] = training = absolute(training, folder)
+    schema = recipe_type(training)
     node = merged(schema, top, origins)
     resolve_paths(node, folder, schema.folders, schema.sources)
     return with_overrides(checked(schema, node, origins), overrides or {})

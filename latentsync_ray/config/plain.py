@@ -10,6 +10,9 @@ from latentsync_ray.config.domains import Domain
 
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 Settings: TypeAlias = dict[str, Plain]
+"""What JSON calls an object: values by name."""
+Parameters: TypeAlias = Mapping[str, Plain]
+"""The values that a search gives to a trial's recipe, by dotted name."""
 
 
 def plain(value: object) -> Plain:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 from latentsync_ray.config.errors import Complaint, seed_complaints
 from latentsync_ray.config.transition import TransitionConfig
 
 FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
+OBJECTIVE = "val/objective"
+"""The metric that the framework adds to those of a training: `Recipe.objective` over them."""
 Mode = Literal["min", "max"]
 
 
@@ -92,8 +94,16 @@ class Recipe:
         """The validation metrics by name, as `Training.validate` returns them under this recipe."""
         raise NotImplementedError(f"{type(self).__name__}.metrics: must name the training's metrics")
 
+    @final
+    def metrics_and_objective(self) -> Mapping[str, Metric]:
+        """What trials can be compared by, and policies can read: `metrics`, and `val/objective`."""
+        return {OBJECTIVE: Metric("min"), **self.metrics()}
+
     def objective(self) -> Mapping[str, float]:
-        """Weights of `val/objective` by metric: what trials are compared by, whatever their own losses are."""
+        """Weights of `val/objective` by metric: what trials are compared by, whatever their own losses are.
+
+        The framework computes it from the metrics; less of it is better.
+        """
         raise NotImplementedError(f"{type(self).__name__}.objective: must give weights to metrics")
 
     def complaints(self) -> Iterator[Complaint]:
@@ -104,7 +114,7 @@ class Recipe:
         for name in ("plateau", "below"):
             condition = getattr(self.transition, name)
             if condition is not None:
-                for rule, remedy in metric_complaints(condition.metric, self.metrics(), "min"):
+                for rule, remedy in metric_complaints(condition.metric, self.metrics_and_objective(), "min"):
                     yield f"transition.{name}.metric", rule, remedy
         yield from seed_complaints(self.seed)
 

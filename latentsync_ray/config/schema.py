@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from latentsync_ray.config.errors import Complaint, UserError
-from latentsync_ray.config.plain import plain
+from latentsync_ray.config.plain import Plain, Settings, plain
 from latentsync_ray.config.yamlfiles import one_line, refuse_interpolation
 
 ConfigT = TypeVar("ConfigT")
@@ -27,21 +27,21 @@ def inner_value(config: Any, name: str) -> Any:
     return config
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Plain) -> Settings:
     """Mappings in each other that hold a value at a dotted name."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return dict(value)
+    *outer, last = key.split(".")
+    made: Settings = {last: value}
+    for part in reversed(outer):
+        made = {part: made}
+    return made
 
 
-def merged(schema: type[ConfigT], values: dict[str, Any], origins: dict[str, Path]) -> DictConfig:
+def merged(schema: type[ConfigT], values: Settings, origins: dict[str, Path]) -> DictConfig:
     """`merged_into` for a first set of values, which must be complete."""
     return merged_into(OmegaConf.structured(schema), values, origins)
 
 
-def merged_into(
-    node: DictConfig, values: dict[str, Any], origins: dict[str, Path], named: bool = False
-) -> DictConfig:
+def merged_into(node: DictConfig, values: Settings, origins: dict[str, Path], named: bool = False) -> DictConfig:
     """A node of OmegaConf with further values.
 
     Args:
@@ -74,7 +74,7 @@ def _fields_of(node: DictConfig) -> str:
     return str(OmegaConf.get_type(node).__module__.replace(".", "/") + ".py")
 
 
-def _culprit(node: DictConfig, values: dict[str, Any], prefix: str = "") -> str:
+def _culprit(node: DictConfig, values: Settings, prefix: str = "") -> str:
     """Dotted name of the first value that does not fit, for errors in which OmegaConf names none."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else name

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from latentsync_ray.config.domains import Domain, Grid, Uniform
 from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.recipe import OBJECTIVE
 
 PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
 """Trial schedulers that pause trials."""
@@ -67,6 +68,8 @@ class WorkersConfig:
     """One GPU for each worker process."""
     idle_seconds: float = 20
     """A group without work for so long is given back."""
+    stall_minutes: float = 10
+    """A group that has not moved for so long, and for 20 of its usual steps, is ended; another one tries."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
@@ -74,6 +77,8 @@ class WorkersConfig:
             yield "max_groups", "must be at least 1", "raise it"
         if not (math.isfinite(self.num_cpus) and self.num_cpus > 0):
             yield "num_cpus", "must be finite and above 0", "give a positive number"
+        if not self.stall_minutes > 0:
+            yield "stall_minutes", "must be above 0", "raise it"
         if not self.idle_seconds >= 0:
             yield "idle_seconds", "must not be negative", "raise it"
 
@@ -146,7 +151,7 @@ class SearchConfig:
     """second_stage leaves stage one there; null leaves that to the transition policy."""
     trials: TrialsConfig = field(default_factory=TrialsConfig)
     """What is added to trials after their end."""
-    metric: str = "val/objective"
+    metric: str = OBJECTIVE
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
     """Whether less or more of it is better."""
@@ -162,6 +167,8 @@ class SearchConfig:
     storage: str = "results"
     """Folder or URI (s3://bucket/prefix, gs://, file://) of the store and of the results; a folder is relative to the
     working directory."""
+    storage_retry_minutes: float = 5.0
+    """How long a storage may fail for a reason that passes, such as a server that is away, before the search ends."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
     environment: Literal["reported", "strict"] = "reported"
@@ -175,6 +182,8 @@ class SearchConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
+        if self.storage_retry_minutes < 0:
+            yield "storage_retry_minutes", "must be at least 0", "raise it"
         for name in ("num_samples", "max_concurrent_trials"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"

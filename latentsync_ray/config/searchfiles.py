@@ -12,6 +12,7 @@ from latentsync_ray.config.checks import check_fixed, check_search
 from latentsync_ray.config.domains import Domain, read_domain
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe, with_overrides
+from latentsync_ray.config.plain import Plain, Settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.schema import checked, merged, merged_into, nested
 from latentsync_ray.config.search import SearchConfig
@@ -37,8 +38,9 @@ def load_search(
     """
     file = Path(file)
     content = {"name": file.stem} | read_yaml(file)
-    if isinstance(content.get("recipe"), str):
-        content["recipe"] = _folder(file.parent, content["recipe"], f"{file}: recipe")
+    recipe = content.get("recipe")
+    if isinstance(recipe, str):
+        content["recipe"] = _folder(file.parent, recipe, f"{file}: recipe")
     return _search(content, file, _given(arguments, values))
 
 
@@ -55,8 +57,8 @@ def search_of_one(
     for argument in given:
         if argument.key.partition(".")[0] in _SEARCH_KEYS - _TRAINING_KEYS:
             rule = "belongs to a search, and train trains one recipe"
-            raise UserError(f"argument {str(argument)!r}: {rule}; remove it, or use latentsync_ray.tune")
-    content = {
+            raise UserError(f"argument {str(argument)!r}: {rule}; remove it, or use the command tune")
+    content: Settings = {
         "recipe": str(folder),
         "name": f"train-{folder.name}",
         "trial_scheduler": {"name": "fifo"},
@@ -69,9 +71,9 @@ def _given(arguments: Sequence[str], values: Mapping[str, Any] | None) -> list[A
     return [*map(Argument.parse, arguments), *(Argument(key, None, value) for key, value in (values or {}).items())]
 
 
-def _search(values: dict[str, Any], file: Path, arguments: Sequence[Argument]) -> tuple[SearchConfig, Recipe]:
+def _search(values: Settings, file: Path, arguments: Sequence[Argument]) -> tuple[SearchConfig, Recipe]:
     """Splits arguments between the search and its recipe, and validates both with the space."""
-    own: dict[str, Any] = {}
+    own: Settings = {}
     fixed: dict[str, Argument] = {}
     of_recipe: dict[str, Argument] = {}
     for argument in arguments:
@@ -86,8 +88,9 @@ def _search(values: dict[str, Any], file: Path, arguments: Sequence[Argument]) -
             own[argument.key] = argument.read(SearchConfig, argument.key)
         else:
             of_recipe[argument.key] = argument
-    if "recipe" in own and own["recipe"] is not None:
-        own["recipe"] = _folder(Path.cwd(), own["recipe"], "argument recipe")
+    folder = own.get("recipe")
+    if isinstance(folder, str):
+        own["recipe"] = _folder(Path.cwd(), folder, "argument recipe")
     param_space = _param_space(values.pop("param_space", {}), file)
     node = merged(SearchConfig, values, {"": file})
     for key, value in own.items():
@@ -105,13 +108,13 @@ def _search(values: dict[str, Any], file: Path, arguments: Sequence[Argument]) -
     return search, recipe
 
 
-def _put(values: dict[str, Any], section: str, name: str, value: Any) -> None:
+def _put(values: Settings, section: str, name: str, value: Plain) -> None:
     """Replaces one entry of a section whose keys are dotted names."""
     before = values.get(section)
     values[section] = {**(before if isinstance(before, dict) else {}), name: value}
 
 
-def _param_space(entries: Any, file: Path) -> dict[str, Domain]:
+def _param_space(entries: Plain, file: Path) -> dict[str, Domain]:
     """Domains by dotted name, sorted."""
     if entries is None:
         return {}

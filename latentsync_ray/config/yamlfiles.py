@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import Settings
 
 _INTERPOLATION = "${"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
@@ -46,7 +47,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> Settings:
     """The values of a file that maps names to values.
 
     Raises:

@@ -6,12 +6,16 @@ A segment's key names its whole lineage back to step 0, so that within one envir
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from latentsync_ray.config.plain import Settings
+from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.core.hashing import digest
 
+Metrics: TypeAlias = Mapping[str, float]
+"""What is measured at a segment's end, by name."""
 NUMERICS = 5
 """Raised by hand when a change of the code changes the numbers that training gives; a golden test guards it."""
 
@@ -47,6 +51,11 @@ class Segment:
     def num_steps(self) -> int:
         """Optimizer steps in the segment."""
         return self.end_step - self.start_step
+
+    @property
+    def second_stage_step(self) -> int:
+        """Steps of stage two up to its end."""
+        return self.end_step - self.stage_start_step if self.stage == SECOND_STAGE else 0
 
     @property
     def num_workers(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 from latentsync_ray.config.recipe import Recipe, StageConfig
 from latentsync_ray.config.trainings import resolve_training
+from latentsync_ray.core.segment import Metrics
 
 if TYPE_CHECKING:  # what decides and plans needs no torch
     import torch
@@ -107,15 +108,18 @@ class Training(ABC, Generic[RecipeT]):
         Args:
             stage: `first_stage` or `second_stage`.
             config: The stage's settings, an instance of the recipe's class.
-            state: What `state` returned at the end of the parent segment, on the CPU.
+            state: What `state` returned at the end of the parent segment, on the CPU. Its memory may be shared, with
+                another `build` or with what this training holds: copy what is kept, and change nothing.
             state_stage: The stage that the state belongs to; if it is another one, only the weights are taken.
         """
 
     @abstractmethod
-    def step(self, global_step: int, stage_step: int) -> Mapping[str, float]:
-        """Takes one optimizer step, the one that leads from global_step to the next. Returns its losses.
+    def step(self, global_step: int, stage_step: int) -> Metrics:
+        """Takes one optimizer step, the one that leads from global_step to the next.
 
-        They are looked at once the segment's steps are taken, so that a mapping may read them from a device then.
+        Returns:
+            Its losses by name: within a stage always the same names, since a segment's mean of each is reported. They
+            are looked at once the segment's steps are taken, so that a mapping may read them from a device then.
         """
 
     @abstractmethod

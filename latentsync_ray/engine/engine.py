@@ -26,6 +26,7 @@ from latentsync_ray.engine.messages import (
     Failed,
     Finished,
     OrderFailure,
+    Rank,
     SegmentOutcome,
     Unfinished,
     WorkerOrder,
@@ -39,7 +40,9 @@ from latentsync_ray.engine.reservations import Reservations
 from latentsync_ray.engine.spending import Spending
 from latentsync_ray.engine.status import status_of
 from latentsync_ray.engine.totals import Totals
+from latentsync_ray.engine.watch import Watch
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.store.patience import Patience
 
 MAX_ENGINE_LOSSES = 3
 """This often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
@@ -52,8 +55,9 @@ class Engine:
     """Shares segments among trials; started with `start_engine`."""
 
     def __init__(self, setup: EngineSetup, clock: Callable[[], float] = time.monotonic):
-        workers, store = setup.groups.workers, Store(setup.groups.storage)
         self.notices = Notices()
+        patience = Patience(setup.groups.storage_retry_seconds, self.notices.add_once)
+        workers, store = setup.groups.workers, Store(setup.groups.storage, patience)
         self.notes = SearchNotes(store, self.notices)
         self.dispatcher = Dispatcher(workers.max_groups, setup.keep_first_stage_from, workers.idle_seconds)
         self.answers = Answers()
@@ -62,6 +66,7 @@ class Engine:
         self.pool = WorkerPool(self.dispatcher.assignment, self._run_group, clock)
         self.reservations = Reservations(workers, self.notices)
         self.recovery = Recovery(self.dispatcher, self.known, self.answers, self.pool, self.notices, clock)
+        self.watch = Watch(self.pool, self.dispatcher.assignment, self.totals, workers, self.notices, clock)
         stored_bytes = 0 if setup.budget.storage_gb is None else store.state_bytes()
         self.spending = Spending(setup.budget, stored_bytes, self.pool.seconds_held, clock)
         self.background, self._groups = Background(self.notices), Background(self.notices)
@@ -209,10 +214,6 @@ class Engine:
         order = await self.pool.wait_for_order(group, number)
         return None if order is None else WorkerOrder(order.segment, self.known.parent_state(order.segment))
 
-    async def note(self, line: str) -> None:
-        """A worker tells the user something, which others may tell too."""
-        self.notices.add_once(line)
-
     async def order_stands(self, group: str, number: int) -> bool:
         """Whether order `number` of a group is to be trained; an engine that was lost knows neither."""
         return self.pool.order_stands(group, number) is not None
@@ -224,6 +225,7 @@ class Engine:
             self.spending.stored_bytes += outcome.state.num_bytes
             result = self.known.results[segment.key] = Result(outcome.metrics, outcome.state)
             self.totals.add(segment, outcome.timings, outcome.speed)
+            self.cleaning.trained(segment.key)
             self.pool.finish_order(group)
             self.answers.give(segment.key, result)
             self._decide()
@@ -238,6 +240,14 @@ class Engine:
         if order is not None:
             await self.recovery.order_failed(group, order, failure)
             self._decide()
+
+    async def notice(self, line: str) -> None:
+        """A worker has something to tell the user."""
+        self.notices.add_once(line)
+
+    async def moved(self, group: str, rank: Rank) -> None:
+        """A rank tells that it moves, every few seconds."""
+        self.watch.moved(group, rank)
 
     async def group_preempted(self, group: str, number: int) -> None:
         """A node of a group is about to be taken away; what it has trained of its order is stored."""
@@ -329,6 +339,7 @@ class Engine:
             self.notices.add(f"{run.name}: its Ray Train run ended: {error}")
             if run.joined_at is None:
                 self.reservations.watch()
+        self.recovery.group_ended(run.name)
         given_up = self.dispatcher.end_group(run.name, error or "the worker group ended", self._clock())
         self.pool.remove(run)
         self.answers.give_up(given_up)
@@ -339,6 +350,7 @@ class Engine:
     async def _keep_house(self) -> None:
         """What is due every second."""
         self._decide(check_idle=True)
+        await self.watch.end_stalled()
         await self.spending.check(self._make_room, self.notices)
         self.cleaning.delete()
         if self.pool.num_starting():

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from latentsync_ray.cluster.ray_internals import (
     remove_placement_groups,
 )
 from latentsync_ray.config.search import WorkersConfig
-from latentsync_ray.engine.messages import GroupSetup
+from latentsync_ray.engine.messages import GroupSetup, LoopConfig, Rank
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
     try:
         TorchTrainer(
             _train_loop,
-            train_loop_config={"setup": setup, "group": name},
+            train_loop_config=LoopConfig(setup=setup, group=name),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=setup.workers.use_gpu,
@@ -108,6 +109,17 @@ def remove_what_is_left(workers: WorkersConfig) -> None:
         logger.warning("what groups have reserved is not given back before this process ends: %s", error)
 
 
+def end_processes(ranks: Iterable[Rank]) -> None:
+    """Kills processes of worker groups, each from its own node."""
+    ending = [
+        _end_process.options(scheduling_strategy=NodeAffinitySchedulingStrategy(rank.node_id, soft=False)).remote(
+            rank.pid
+        )
+        for rank in ranks
+    ]
+    ray.wait(ending, num_returns=len(ending), timeout=_GONE_SECONDS)  # what is left is of a node that is gone
+
+
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _end_process(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself
@@ -124,7 +136,7 @@ def _resources(workers: WorkersConfig) -> dict[str, float]:
     return {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
 
 
-def _train_loop(config: dict[str, Any]) -> None:
+def _train_loop(config: LoopConfig) -> None:
     # Imported where it runs: the engine and Ray Train's controller start sooner without the networks' libraries.
     from latentsync_ray.engine.worker import train_loop
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import Record, StoredState
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.dispatcher import Dispatcher
-from latentsync_ray.engine.messages import Metrics, ParentState, StoredState
+from latentsync_ray.engine.messages import ParentState
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.store import DamagedEntryError, Store
 
@@ -43,16 +44,19 @@ class KnownSegments:
         """
         if key not in self.results:
             try:
-                record = await asyncio.to_thread(self._store.read_record, key)
+                record, has_state = await asyncio.to_thread(self._look_up, key)
             except DamagedEntryError as error:
                 self._notices.add(f"{error}; it will be trained again")
                 return None
             if record is not None and key not in self.results:
-                state = record["state"]
-                self.results[key] = Result(record["metrics"], StoredState(state["sha256"], state["bytes"]))
-                segment = self.with_shared_config(Segment(**record["segment"]))
-                self._dispatcher.add_done(segment, state["status"] == "kept")
+                self.results[key] = Result(record.metrics, record.state)
+                self._dispatcher.add_done(self.with_shared_config(record.segment), has_state)
         return self.results.get(key)  # a worker may have published it while the store was read
+
+    def _look_up(self, key: str) -> tuple[Record | None, bool]:
+        """A segment's record, and whether its state can be restored."""
+        record = self._store.read_record(key)
+        return record, record is not None and self._store.has_state(record)
 
     async def find_or_learn(self, segment: Segment) -> Result | None:
         """A segment's result; if there is none, its ancestors are known afterwards, so that it can be ordered.

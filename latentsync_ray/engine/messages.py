@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypedDict
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import Speed, StoredState, Timings
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.budget import Exceeded
-
-Metrics = Mapping[str, float]
-"""By name."""
-
 
 # Answers to a trial that asks for a segment
 
@@ -69,10 +67,21 @@ class GroupSetup:
     """`module:class` of the two-stage training that takes the steps."""
     storage: str
     """Folder or URI of the store."""
+    storage_retry_seconds: float
+    """How long the store is tried again when it fails for a reason that passes."""
     results: str
     """Folder or URI below which Ray may write its own files."""
     preemptible: bool
     """Whether nodes may be taken away, of which a notice is looked for after every step."""
+
+
+class LoopConfig(TypedDict):
+    """What Ray Train hands to the loop of each worker."""
+
+    setup: GroupSetup
+    """What all groups are started with."""
+    group: str
+    """Name of the worker's own."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class WorkerSetup:
 
     recipe: Settings
     """The recipe as plain data, with the places of its inputs."""
+    store_id: str | None = None
+    """Of the store, which every node must find at its place; None where the place cannot be another one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,48 +129,25 @@ class WorkerOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredState:
-    """A state as a segment's record has it."""
-
-    sha256: str
-    """Of the file."""
-    num_bytes: int
-    """Of the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """How long the parts of an order took."""
-
-    restore_seconds: float
-    train_seconds: float
-    validate_seconds: float
-    publish_seconds: float = 0.0
-    """Of the segment that the worker published before: a record is written before its own publishing has ended."""
-    wait_seconds: float = 0.0
-    """For the order, since the one before was published."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """How fast a segment was trained."""
-
-    peak_memory_bytes: int = 0
-    """Most memory at any time that tensors held on the GPU, or, without one, the process; of rank 0."""
-    samples_per_second: float | None = None
-    """Of all ranks together; None if the training does not know."""
-    mfu: float | None = None
-    """Model-FLOPs utilisation, from 0 to 1; None if FLOPs or the device's peak are not known."""
-
-
-@dataclass(frozen=True, slots=True)
 class SegmentOutcome:
     """A segment that was trained and published, as far as the engine needs to know."""
 
     metrics: Metrics
     state: StoredState
     timings: Timings
-    speed: Speed = Speed()
+    speed: Speed = field(default_factory=Speed)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A process of a worker group."""
+
+    number: int
+    """Its rank."""
+    node_id: str
+    """Ray's id of its node."""
+    pid: int
+    """Its process there."""
 
 
 class Fault(Enum):
@@ -180,8 +168,12 @@ class OrderFailure:
     """One line."""
     fault: Fault
     """What kind of error."""
+    rank: int
+    """Which rank says so."""
     restarting: bool
-    """Whether the ranks end, so that Ray Train starts new ones."""
+    """Whether the rank ends, so that Ray Train starts all of them again."""
+    may_be_a_peers: bool
+    """Whether the error may follow from the end of another rank, as one of a collective operation does."""
     lost_parent: str | None
     """Key of the parent, if its stored state is damaged or gone."""
 
@@ -199,7 +191,7 @@ class StageTotals:
     validate_seconds: float = 0.0
     publish_seconds: float = 0.0
     wait_seconds: float = 0.0
-    newest_speed: Speed = Speed()
+    newest_speed: Speed = field(default_factory=Speed)
     """Of the segment that was trained last."""
 
     def __add__(self, other: StageTotals) -> StageTotals:

@@ -7,6 +7,10 @@ import logging
 logger = logging.getLogger(__name__)
 
 
+MAX_LINES = 200
+"""More are logged alone: whoever follows a search asks for the lines every second."""
+
+
 class Notices:
     """Lines for the user, which are logged as well."""
 
@@ -14,9 +18,12 @@ class Notices:
         self.lines: list[str] = []
 
     def add(self, line: str) -> None:
-        """Adds a line."""
+        """Adds a line, as long as there are not too many."""
         logger.warning(line)
-        self.lines.append(line)
+        if len(self.lines) < MAX_LINES:
+            self.lines.append(line)
+        elif len(self.lines) == MAX_LINES:
+            self.lines.append("more is in the log of the engine, in Ray's folder (/tmp/ray/session_latest/logs)")
 
     def add_once(self, line: str) -> None:
         """Adds a line, unless it is there."""

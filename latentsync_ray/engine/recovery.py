@@ -37,9 +37,23 @@ class Recovery:
     ):
         self._dispatcher, self._known, self._answers = dispatcher, known, answers
         self._pool, self._notices, self._clock = pool, notices, clock
+        self._reports: dict[str, dict[int, OrderFailure]] = {}
+        """Group -> rank -> error that may follow from another rank's end."""
 
     async def order_failed(self, group: str, order: Order, failure: OrderFailure) -> None:
-        """A rank could not train its group's order."""
+        """A rank could not train its group's order.
+
+        A rank that was killed says nothing, but ends the collective operations of the others. So such an error is the
+        order's own only if every rank reports one; otherwise a worker was lost, as its group's restart tells.
+        """
+        if failure.may_be_a_peers:
+            self._dispatcher.assignment.restarts(group)
+            reports = self._reports.setdefault(group, {})
+            reports[failure.rank] = failure
+            if len(reports) < order.segment.num_workers:
+                return
+            failure = reports[min(reports)]
+        self._reports.pop(group, None)
         order.diverged = failure.fault is Fault.DIVERGED
         if failure.restarting:
             self._dispatcher.assignment.restarts(group)
@@ -52,7 +66,14 @@ class Recovery:
 
     def worker_lost(self, group: str, order: Order) -> None:
         """Ray Train has replaced the workers of a group that had an order."""
-        self._fail(group, order, "a worker was lost", lost=True)
+        error = "a worker was lost"
+        for rank, failure in sorted(self._reports.pop(group, {}).items())[:1]:
+            error += f" (rank {rank} says: {failure.error})"
+        self._fail(group, order, error, lost=True)
+
+    def group_ended(self, group: str) -> None:
+        """Nothing more is heard of a group."""
+        self._reports.pop(group, None)
 
     def give_up_waiting(self, error: str) -> None:
         """Tells all whose segments nobody trains now that these will not come."""

@@ -26,6 +26,8 @@ class Retention:
         self._states, self._book = states, book
         self.positions: dict[str, str] = {}
         """Trial -> key of the last segment that it was given."""
+        self.previous: dict[str, str] = {}
+        """Trial that goes on -> key of the segment before that, whose state is kept in case the newest is damaged."""
         self.destinations: dict[str, str] = {}
         """Trial that was lost and walks its lineage again -> key of the last segment that it had been given."""
         self.checkpoints: dict[str, str] = {}
@@ -33,14 +35,14 @@ class Retention:
         self.told_ahead: dict[str, list[str]] = {}
         """Trial -> keys of what it was told ahead; until it is heard of again, it may be at any of them."""
         self._num_standing: defaultdict[str, int] = defaultdict(int)
-        """Key -> number of trials whose position or checkpoint it is, or that were told of it ahead."""
+        """Key -> number of trials that need it: as position, the one before, checkpoint, or told of it ahead."""
 
     def move(self, trial: str, segment: Segment) -> list[str]:
         """A trial is given a finished segment. Returns keys whose states nobody needs any more."""
         passed = {self._left_behind(trial, segment)}
         passed.update(self._states.droppable_ancestors(segment))  # some may have had to be trained again
         passed.update(self._forget_ahead(trial))
-        self._place(trial, segment.key)
+        self._place(trial, segment)
         return sorted(key for key in passed if self.unneeded(key))
 
     def tell_ahead(self, trial: str) -> list[str]:
@@ -76,9 +78,12 @@ class Retention:
         Returns:
             Keys whose states nobody needs any more.
         """
-        ahead = self._forget_ahead(trial)
-        unneeded = self.move(trial, self._states.done[last]) if last in ahead else []
-        return unneeded + [key for key in ahead if self.unneeded(key) and key not in unneeded]
+        passed = self._forget_ahead(trial)
+        unneeded = self.move(trial, self._states.done[last]) if last in passed else []
+        if trial in self.previous:
+            passed.append(self.previous.pop(trial))
+            self._stand_down(passed[-1])
+        return unneeded + [key for key in dict.fromkeys(passed) if self.unneeded(key) and key not in unneeded]
 
     def forget_trial(self, trial: str) -> None:
         """A trial that has ended needs not even the last state that it was given."""
@@ -86,7 +91,7 @@ class Retention:
 
     def forget_all(self) -> None:
         """All trials have ended; the states that they were given stay for those that come after them."""
-        for standing in (self.positions, self.destinations, self.checkpoints):
+        for standing in (self.positions, self.previous, self.destinations, self.checkpoints):
             for key in standing.values():
                 self._stand_down(key)
             standing.clear()
@@ -101,18 +106,24 @@ class Retention:
         )
 
     def spare_states(self, live: Iterable[str], num_trials: int) -> list[str]:
-        """Keys of stage-one states that are kept for branches which no trial can begin any more.
+        """Keys of states that a full storage can do without.
+
+        These are the ones before a trial's position, and, once no trial can begin a branch any more, those of stage
+        one that are kept for branches.
 
         Args:
             live: Trials that go on.
             num_trials: How many there will be in all.
         """
         done = self._states.done
+        told = (key for ahead in self.told_ahead.values() for key in ahead)
+        standing = {*self.positions.values(), *self.destinations.values(), *self.checkpoints.values(), *told}
+        unneeded = self._states.kept.intersection(done).difference(standing, self._book.starting_from())
+        spare = {key for key in unneeded.intersection(self.previous.values()) if self._states.droppable(key)}
         stages = [done[self.positions[trial]].stage for trial in live if trial in self.positions]
-        if len(self.positions) < num_trials or FIRST_STAGE in stages:
-            return []
-        unneeded = self._states.kept.difference(self._num_standing, self._book.starting_from())
-        return sorted(key for key in unneeded if key in done and done[key].stage == FIRST_STAGE)
+        if len(self.positions) >= num_trials and FIRST_STAGE not in stages:
+            spare.update(key for key in unneeded if done[key].stage == FIRST_STAGE)
+        return sorted(spare)
 
     def _left_behind(self, trial: str, segment: Segment) -> str:
         """Key of the segment that the trial needs no longer: where it was, or, on a way taken twice, where it is."""
@@ -134,13 +145,15 @@ class Retention:
             self._stand_down(key)
         return ahead
 
-    def _place(self, trial: str, position: str | None) -> None:
-        left = self.positions.pop(trial, None)
-        if left is not None:
-            self._stand_down(left)
+    def _place(self, trial: str, position: Segment | None) -> None:
+        for standing in (self.positions, self.previous):
+            left = standing.pop(trial, None)
+            if left is not None:
+                self._stand_down(left)
         if position is not None:
-            self.positions[trial] = position
-            self._num_standing[position] += 1
+            self.positions[trial], self.previous[trial] = position.key, position.parent
+            self._num_standing[position.key] += 1
+            self._num_standing[position.parent] += 1
 
     def _stand_down(self, key: str) -> None:
         self._num_standing[key] -= 1

@@ -6,8 +6,8 @@ import resource
 
 import torch
 
+from latentsync_ray.core.record import Speed
 from latentsync_ray.core.training import StepWork
-from latentsync_ray.engine.messages import Speed
 
 
 def reset_peak_memory() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from latentsync_ray.core.record import Speed, Timings
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import Speed, StageTotals, Timings
+from latentsync_ray.engine.messages import StageTotals
 
 
 class Totals:

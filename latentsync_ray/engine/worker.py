@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import os
-import socket
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -20,42 +17,48 @@ from PIL import Image
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import recipe_from_plain, stage_config
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.record import Partial, Timings, Trained
+from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.training import Training, TrainingSetup, load_training
 from latentsync_ray.engine.determinism import make_deterministic, refused_operation
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import (
     Fault,
     GroupSetup,
+    LoopConfig,
     OrderFailure,
+    Rank,
     SegmentOutcome,
-    StoredState,
-    Timings,
     WorkerOrder,
     WorkerSetup,
 )
 from latentsync_ray.engine.speed import reset_peak_memory, segment_speed
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
+from latentsync_ray.store.patience import Patience
+
+_TELL_SECONDS = 2.0
+"""How often a process tells the engine that it moves."""
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config: LoopConfig) -> None:
     """Runs on every rank of a worker group until the engine has no more orders."""
     setup, group = config["setup"], config["group"]
-    assert isinstance(setup, GroupSetup)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     engine = ray.get_actor(setup.engine)
     load_training(setup.training)  # its libraries load while the driver readies the inputs
     joined = ray.get(engine.join.remote(group)) if rank == 0 else None
     inputs, number = ray.train.collective.broadcast_from_rank_zero(joined)
-    worker = _Worker(setup, group, rank, world_size, inputs, engine)
+    patience = Patience(setup.storage_retry_seconds, lambda line: engine.notice.remote(f"{group}: {line}"))
+    worker = _Worker(setup, group, rank, world_size, inputs, engine, patience)
 
     order = ray.get(engine.next_order.remote(group, number))
     while order is not None:
         outcome = None
         try:
+            worker.tell_movement()
             if rank == 0:
-                worker.begin(order, engine, number)
+                worker.begin(order, number)
             outcome = worker.execute(order)
         except _LeftAloneError:
             raise
@@ -65,17 +68,9 @@ def train_loop(config: dict[str, Any]) -> None:
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            lost_parent = order.segment.parent if isinstance(error, DamagedEntryError) else None
-            explained = isinstance(error, UserError | FloatingPointError)
-            message = str(error) if explained else refused_operation(error) or f"{type(error).__name__}: {error}"
-            one_line = " ".join(message.split())
-            fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
-            fault = Fault.STORAGE if isinstance(error, StorageError) else fault
-            # Other ranks may hang in a collective operation that this one has left: all of them start anew.
-            restarting = world_size > 1
-            failure = OrderFailure(one_line, fault, restarting, lost_parent)
+            failure = _failure(error, order, rank, world_size)
             ray.get(engine.order_failed.remote(group, number, failure))
-            if restarting:
+            if failure.restarting:
                 raise
         if outcome is not None:
             following = engine.order_finished.remote(group, number, outcome)
@@ -83,6 +78,25 @@ def train_loop(config: dict[str, Any]) -> None:
             following = engine.next_order.remote(group, number + 1)
         number += 1
         order = ray.get(following)
+
+
+def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -> OrderFailure:
+    """What to tell the engine of an error, and whether this process can go on after it."""
+    explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
+    refused = refused_operation(error)
+    message = str(error) if explained else refused or f"{type(error).__name__}: {error}"
+    fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
+    return OrderFailure(
+        error=" ".join(message.split()),
+        fault=Fault.STORAGE if isinstance(error, StorageError) else fault,
+        rank=rank,
+        # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
+        # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
+        restarting=world_size > 1 or not (explained or refused),
+        # torch.distributed raises nothing more special.
+        may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
+        lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,
+    )
 
 
 class _PreemptedError(Exception):
@@ -104,41 +118,52 @@ class _Worker:
         world_size: int,
         inputs: WorkerSetup,
         engine: Any,
+        patience: Patience,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
-        self.engine, self.idle_since, self.publish_seconds = engine, time.perf_counter(), 0.0
+        self.idle_since, self.publish_seconds = time.perf_counter(), 0.0
         self.training_class = load_training(setup.training)
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
-        self.store = Store(setup.storage)
+        self.store = Store(setup.storage, patience)
+        self.store_id = inputs.store_id
         self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
         self.built: tuple[str, Any] | None = None
         self.start_sha256: str | None = None
         self.raylet = os.getppid()
+        self.engine = engine
+        self.own = Rank(rank, ray.get_runtime_context().get_node_id(), os.getpid())
+        self.told_at = -math.inf
 
     def forget(self) -> None:
         """After a fault, nothing in memory is trusted."""
         self.training = self.held = self.built = None
 
-    def begin(self, order: WorkerOrder, engine: Any, number: int) -> None:
+    def tell_movement(self) -> None:
+        """Tells the engine, every few seconds, that this process does not stand still."""
+        if time.monotonic() - self.told_at >= _TELL_SECONDS:
+            self.told_at = time.monotonic()
+            self.engine.moved.remote(self.group, self.own)
+
+    def begin(self, order: WorkerOrder, number: int) -> None:
         """Notes that order `number` is begun; raises instead if whoever it lives by is gone.
 
         A worker lives on for a moment when its controller, the engine or the node's raylet is killed.
         """
         try:
             ray.train.get_all_reported_checkpoints()  # the one call of Ray Train's API that goes to the controller
-            stands = ray.get(engine.order_stands.remote(self.group, number))
+            stands = ray.get(self.engine.order_stands.remote(self.group, number))
         except Exception as error:
             raise _LeftAloneError from error
         if not stands or os.getppid() != self.raylet:
             raise _LeftAloneError
-        who = {"group": self.group, "pid": os.getpid(), "host": socket.gethostname()}
-        self.store.log_execution(order.segment.key, who)
+        self.store.log_execution(order.segment.key, self.group)
 
     def execute(self, order: WorkerOrder) -> SegmentOutcome | None:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
+        self.store.check_identity(self.store_id)
         started, waited_since = time.perf_counter(), self.idle_since
         training, steps = self._restore(segment, order)
         restored, num_left_off = time.perf_counter(), len(steps)
@@ -147,14 +172,16 @@ class _Worker:
         # Train.
         for global_step in range(segment.start_step + len(steps), segment.end_step):
             steps.append(training.step(global_step, global_step - segment.stage_start_step))
+            self.tell_movement()
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
-                    progress = {"steps": [dict(step) for step in steps], "start_weights_sha256": self.start_sha256}
-                    self.store.write_partial(segment.key, progress, training.state())
+                    looked_at: list[Metrics] = [dict(step) for step in steps]
+                    self.store.write_partial(segment.key, looked_at, self.start_sha256, training.state())
                 raise _PreemptedError
         losses = [dict(step) for step in steps]  # waits for a device that is still at it
-        trained = time.perf_counter()
+        stepped = time.perf_counter()
+        self.tell_movement()
 
         # Validate.
         metrics = training.validate()
@@ -166,6 +193,7 @@ class _Worker:
         validated = time.perf_counter()
 
         # Publish: state first, record last.
+        self.tell_movement()
         self.held = segment.key
         if self.rank != 0:
             self.idle_since = time.perf_counter()
@@ -176,29 +204,23 @@ class _Worker:
             Image.fromarray(preview.numpy()).save(picture, "PNG")
         timings = Timings(
             restore_seconds=restored - started,
-            train_seconds=trained - restored,
-            validate_seconds=validated - trained,
+            train_seconds=stepped - restored,
+            validate_seconds=validated - stepped,
             publish_seconds=self.publish_seconds,
             wait_seconds=started - waited_since,
         )
         speed = segment_speed(training.work(), segment.num_steps - num_left_off, timings.train_seconds)
-        record = {
-            "segment": segment.to_dict(),
-            "metrics": metrics,
-            "steps": losses,
-            "start_weights_sha256": self.start_sha256,
-            "weights_sha256": weights_sha256(state),
-            "environment": environment(),
-            "timings": dataclasses.asdict(timings),
-            "speed": dataclasses.asdict(speed),
-        }
-        stored = self.store.publish(segment.key, record, state, picture.getvalue() or None)
-        written = StoredState(stored["state"]["sha256"], stored["state"]["bytes"])
+        self.store.check_identity(self.store_id)
+        weights, where = weights_sha256(state), environment()
+        trained = Trained(segment, metrics, losses, self.start_sha256, weights, where, timings, speed)
+        record = self.store.publish(trained, state, picture.getvalue() or None)
+        if self.setup.preemptible:
+            self.store.drop_partial(segment.key)  # it is of no use any more
         self.idle_since = time.perf_counter()
         self.publish_seconds = self.idle_since - validated
-        return SegmentOutcome(metrics, written, timings, speed)
+        return SegmentOutcome(metrics, record.state, timings, speed)
 
-    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Mapping[str, float]]]:
+    def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
 
         It is at the end of the parent segment, or where another worker had to leave this one.
@@ -221,19 +243,19 @@ class _Worker:
         elif self.held == segment.parent:
             state = training.state()
         else:
-            state = self.store.read_state(segment.parent, {"sha256": order.parent.sha256})
+            state = self.store.read_state(segment.parent, order.parent.sha256)
         self.held = None
         training.build(segment.stage, config, state, state_stage)
         self.built = (segment.stage, segment.config)
         if partial is not None:
-            self.start_sha256 = partial["start_weights_sha256"]
-            return training, list(partial["steps"])
+            self.start_sha256 = partial.start_weights_sha256
+            return training, list(partial.steps)
         if state is not None and self.rank == 0:
             started = training.state()
             self.start_sha256 = weights_sha256({name: started[name] for name in state if name.startswith("model.")})
         return training, []
 
-    def _left_off(self, key: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | tuple[None, None]:
+    def _left_off(self, key: str) -> tuple[Partial, dict[str, torch.Tensor]] | tuple[None, None]:
         """What a worker that had to leave this segment has kept of it, and the state there; the same on all ranks."""
         if not self.setup.preemptible:
             return None, None
@@ -242,7 +264,7 @@ class _Worker:
             partial = ray.train.collective.broadcast_from_rank_zero(kept)
             if partial is None:
                 return None, None
-            return partial, self.store.read_partial_state(key, partial["state"])
+            return partial, self.store.read_partial_state(key, partial)
         except DamagedEntryError as error:
             self.store.drop_partial(key)
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
@@ -253,5 +275,5 @@ class _Worker:
         training = self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))
         lines = training.rehearse(self.store)
         for line in lines if self.rank == 0 else ():
-            ray.get(self.engine.note.remote(line))
+            ray.get(self.engine.notice.remote(line))
         return training

@@ -179,7 +179,7 @@ class LatentSyncRecipe(Recipe):
     """The fixed validation."""
 
     def metrics(self) -> Mapping[str, Metric]:
-        """Each loss term, their weighted sum, and SyncNet's confidence."""
+        """Each loss term, and SyncNet's confidence."""
 
         def missing(component: str | None) -> str:
             given = component is None or getattr(self.components, component) is not None
@@ -187,7 +187,7 @@ class LatentSyncRecipe(Recipe):
 
         terms = {f"val/{term}": Metric("min", missing(_COMPONENTS.get(term))) for term in LOSS_TERMS}
         confidence = Metric("max", missing("syncnet"))
-        return {"val/objective": Metric("min"), **terms, "val/sync_confidence": confidence}
+        return {**terms, "val/sync_confidence": confidence}
 
     def objective(self) -> Mapping[str, float]:
         """`validation.objective`, by metric."""

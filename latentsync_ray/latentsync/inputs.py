@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import STAGE_FILES
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
@@ -126,7 +127,7 @@ def check_syncnet(
     return accuracy, (
         f"components.syncnet: balanced accuracy on the validation clips should be {MIN_SYNC_ACCURACY:.0%} or more, "
         f"is {accuracy:.1%}, so the sync loss may mislead stage two; train one on such clips "
-        "(python -m latentsync_ray.train_syncnet)"
+        f"({program('train-syncnet')})"
     )
 
 

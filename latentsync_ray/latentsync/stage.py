@@ -132,7 +132,8 @@ class Stages:
         """New weights (all at step 0, the motion modules later), which depend on the seed and the stage alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.setup.seed, "initial weights", stage))
-            return UNet3DConditionModel(**config.model)
+            unet: UNet3DConditionModel = UNet3DConditionModel(**config.model)
+            return unet
 
     def step(self, global_step: int, stage_step: int) -> StepMetrics:
         """One step of AdamW on this rank's share of the global batch; see `Training.step`.

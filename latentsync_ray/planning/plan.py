@@ -7,12 +7,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants, with_overrides
+from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import Segment
@@ -70,7 +70,7 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
     Raises:
         UserError: A policy reads metrics, which nobody knows before, or values break a rule.
     """
-    fixed: dict[str, Any] = {}
+    fixed: Settings = {}
     if transition_step is not None:
         fixed = {"transition.plateau": None, "transition.below": None, "transition.at_step": transition_step}
         with_overrides(recipe, fixed, "--transition-step")
@@ -98,7 +98,7 @@ def _root(share: bool, number: int, recipe: TrialRecipe) -> str:
     return recipe.root_key({}, None if share else {"trial": number})
 
 
-def _draws(search: SearchConfig) -> Iterator[dict[str, Any]]:
+def _draws(search: SearchConfig) -> Iterator[Settings]:
     """Values of one trial after another; as in Ray Tune, the grid whose name is first changes fastest."""
     rng = random.Random(search.sampling_seed)
     spaces = sorted(search.param_space.items(), reverse=True)

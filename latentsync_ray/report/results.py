@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.report.trials import TrialLog, read_trials
+from latentsync_ray.report.trials import TrialResult
+from latentsync_ray.report.trials_file import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What became of one trial."""
-
-    number: int
-    """In the order of creation."""
-    config: dict[str, Any]
-    """The values that the search has given to the recipe, by dotted name."""
-    metrics: dict[str, float]
-    """At the trial's end: `val/*`, and `train/*` of its last segment."""
-    status: str
-    """finished, stopped (by the scheduler), diverged, failed, unfinished (at a budget)."""
-    transition_step: int | None
-    """global_step at which the trial left stage one, if it has."""
-    global_step: int
-    """Its end."""
-    key: str | None
-    """Key of its last segment, for `export --segment` and `train --from`."""
-    error: str
-    """Why it diverged or failed; empty otherwise."""
 
 
 class Results:
@@ -51,8 +29,8 @@ class Results:
         self.folder, self.exit_status = folder, exit_status
 
     @cached_property
-    def _found(self) -> tuple[dict[int, TrialLog], int | None]:
-        """The trials, and the number of the best; read when they are first asked for."""
+    def _found(self) -> tuple[list[TrialResult], TrialResult | None]:
+        """The trials in the order of creation, and the best; read when they are first asked for."""
         try:
             found = read_trials(*find_results(self.folder))
         except DamagedEntryError as error:
@@ -61,17 +39,13 @@ class Results:
             raise UserError(f"{self.folder}: has no results yet; let the search end")
         return found
 
-    @property
-    def _logs(self) -> dict[int, TrialLog]:
-        return self._found[0]
-
     def __len__(self) -> int:
         """How many trials there are."""
-        return len(self._logs)
+        return len(self._found[0])
 
     def __iter__(self) -> Iterator[TrialResult]:
         """The trials in the order of creation."""
-        return (_result(self._logs[number]) for number in sorted(self._logs))
+        return iter(self._found[0])
 
     def get_best_result(self) -> TrialResult:
         """The best trial by the search's metric, among those that ran to their ends.
@@ -82,7 +56,7 @@ class Results:
         best = self._found[1]
         if best is None:
             raise UserError(f"{self.folder}: no trial has run to its end, so that none is the best")
-        return _result(self._logs[best])
+        return best
 
     def get_dataframe(self) -> pd.DataFrame:
         """A row for each trial: `trial`, `status`, its values, `transition_step`, `global_step`, metrics, `key`."""
@@ -90,15 +64,15 @@ class Results:
 
         rows = [
             {
-                "trial": result.number,
-                "status": result.status,
-                **result.config,
-                "transition_step": result.transition_step,
-                "global_step": result.global_step,
-                **result.metrics,
-                "key": result.key,
+                "trial": trial.number,
+                "status": str(trial.status),
+                **trial.config,
+                "transition_step": trial.transition_step,
+                "global_step": trial.global_step,
+                **trial.metrics,
+                "key": trial.key,
             }
-            for result in self
+            for trial in self
         ]
         return pd.DataFrame(rows)
 
@@ -107,29 +81,11 @@ class Results:
         import pandas as pd
 
         rows = [
-            {"trial": number, "stage": seen["stage"], "global_step": seen["global_step"], **_metrics(seen)}
-            for number in sorted(self._logs)
-            for seen in self._logs[number].results
+            {"trial": trial.number, "stage": point.stage, "global_step": point.global_step, **point.metrics}
+            for trial in self
+            for point in trial.results
         ]
         return pd.DataFrame(rows)
-
-
-def _result(log: TrialLog) -> TrialResult:
-    last = log.last
-    return TrialResult(
-        number=log.number,
-        config=dict(log.parameters),
-        metrics=_metrics(last),
-        status=log.status,
-        transition_step=log.transition_step,
-        global_step=last.get("global_step", 0),
-        key=last.get("key"),
-        error=log.error,
-    )
-
-
-def _metrics(reported: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in reported.items() if name.startswith(("val/", "train/"))}
 
 
 def find_results(results: str) -> tuple[Store, str]:

@@ -9,8 +9,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from latentsync_ray.cluster.ray_internals import forgive_failures, was_lost
 from latentsync_ray.engine.budget import Exceeded
-from latentsync_ray.search.progress import error_lines
+from latentsync_ray.search.reported import Reported, TuneResult
 from latentsync_ray.search.trial import trial_number
 
 MAX_TRIAL_RESTARTS = 3
@@ -18,8 +19,6 @@ MAX_TRIAL_RESTARTS = 3
 MAX_REPLAYS = 3
 """How often the search is gone through again, at no cost, for trials that Ray Tune has given up as they began."""
 _LOOK_SECONDS = 1.0
-_LOST = "The actor died unexpectedly"
-"""How Ray tells of a process that was lost; one whose own code failed died of an error."""
 
 
 class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
@@ -43,7 +42,7 @@ class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._num_replays = 0
         self._furthest: dict[int, int] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Ray Tune writes a copy into files that nobody reads."""
         return {}
 
@@ -57,7 +56,7 @@ class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     # What Ray Tune asks as a stopper
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: TuneResult) -> bool:
         """No trial is ended by itself."""
         return False
 
@@ -81,15 +80,13 @@ class Ending(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     # What Ray Tune tells as a callback
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any) -> None:
         """A trial that gets on may lose processes again."""
-        number = trial_number(trial.trial_id, trial.config)
-        if "key" in result and result["global_step"] > self._furthest.get(number, 0):
-            self._furthest[number] = result["global_step"]
-            trial.run_metadata.num_failures = 0
+        number, reached = trial_number(trial.trial_id, trial.config), Reported.from_result(result).boundary
+        if reached is not None and reached.global_step > self._furthest.get(number, 0):
+            self._furthest[number] = reached.global_step
+            forgive_failures(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial is given up: Ray Tune tries it again only if it was running when its process was lost."""
-        self._num_lost += any(_LOST in line for line in error_lines(trial)) and trial.should_recover()
+        self._num_lost += was_lost(trial) and trial.should_recover()

@@ -7,47 +7,12 @@ are in the store, and the decisions have to be there too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from latentsync_ray.config.domains import Domain
+from latentsync_ray.config.plain import Parameters
+from latentsync_ray.report.summary import Cloning
+from latentsync_ray.search.entries import Decision, Suggestion, read_entry
 from latentsync_ray.store import DamagedEntryError, Store
-
-
-@dataclass(frozen=True)
-class Exploit:
-    """A trial goes on as the clone of a better one, under new values."""
-
-    source: int
-    """Number of the trial that it clones."""
-    key: str
-    """The segment from whose end it goes on."""
-    parameters: dict[str, Any]
-    """Its new values."""
-    pointer: dict[str, Any]
-    """The source's checkpoint: its last segment and its history, no weights."""
-    last_train_time: float
-    """The scheduler's time of the source at that checkpoint."""
-    last_perturbation_time: float
-    """When the source was compared last, on the same scale."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of a trial at one boundary."""
-
-    trial: int
-    """Its number."""
-    generation: int
-    """How often it had been made a clone before: then it may reach the same step again."""
-    global_step: int
-    """The boundary."""
-    parameters: dict[str, Any]
-    """The trial's values at that boundary; what was decided for others does not count."""
-    decision: str
-    """Ray Tune's word: CONTINUE, PAUSE, STOP or NOOP."""
-    exploit: Exploit | None = None
-    """What it was made a clone of, if it was."""
 
 
 class Journal:
@@ -64,7 +29,7 @@ class Journal:
     def __init__(self, store: Store, folder: str):
         self._store, self._folder = store, folder
         self._decisions: dict[tuple[int, int, int], Decision] = {}
-        self._suggestions: dict[int, dict[str, Any]] = {}
+        self._suggestions: dict[int, Parameters] = {}
         self.notices: list[str] = []
         for name in store.list_files(folder):
             if name.endswith(".json"):  # anything else is a half-written file that a kill has left
@@ -74,19 +39,16 @@ class Journal:
     def _read(self, name: str) -> None:
         path = f"{self._folder}/{name}"
         try:
-            entry = self._store.read_json(path) or {}
-            if "suggestion" in entry:
-                self._suggestions[entry["trial"]] = entry["suggestion"]
-            else:
-                exploit = entry.pop("exploit")
-                self._keep(Decision(**entry, exploit=exploit and Exploit(**exploit)))
+            entry = read_entry(self._store.read_json(path) or {})
         except (DamagedEntryError, KeyError, TypeError):
             self.notices.append(f"{self._store.root}/{path}: is no whole journal entry; this is decided again")
+            return
+        if isinstance(entry, Suggestion):
+            self._suggestions[entry.trial] = entry.values
+        else:
+            self._decisions[entry.place] = entry
 
-    def _keep(self, decision: Decision) -> None:
-        self._decisions[decision.trial, decision.generation, decision.global_step] = decision
-
-    def lookup(self, trial: int, generation: int, global_step: int, parameters: Mapping[str, Any]) -> Decision | None:
+    def lookup(self, trial: int, generation: int, global_step: int, parameters: Parameters) -> Decision | None:
         """The decision that was made before for a trial with these values, if any."""
         place = trial, generation, global_step
         self._to_replay.discard(place)
@@ -98,7 +60,7 @@ class Journal:
         return None
 
     def _misfit(self, name: str, trial: int) -> None:
-        place = f"{self._store.root}/{self._folder}/{name}.json"
+        place = f"{self._store.root}/{self._file(name)}"
         self.notices.append(f"{place}: was made for other values of trial {trial}; this is decided again")
 
     @property
@@ -108,11 +70,10 @@ class Journal:
 
     def write(self, decision: Decision) -> None:
         """Keeps a decision; one for the same place is replaced."""
-        self._keep(decision)
-        name = _decision_name(decision.trial, decision.generation, decision.global_step)
-        self._write(name, asdict(decision))
+        self._decisions[decision.place] = decision
+        self._store.write_json(self._file(_decision_name(*decision.place)), decision.to_json())
 
-    def suggestion(self, trial: int, param_space: Mapping[str, Domain]) -> dict[str, Any] | None:
+    def suggestion(self, trial: int, param_space: Mapping[str, Domain]) -> Parameters | None:
         """The values that were suggested for a trial before, if any, and if they lie in the space."""
         values = self._suggestions.get(trial)
         if values is None:
@@ -128,28 +89,29 @@ class Journal:
         """How many suggestions it holds."""
         return len(self._suggestions)
 
-    def write_suggestion(self, trial: int, values: dict[str, Any]) -> None:
+    def write_suggestion(self, suggestion: Suggestion) -> None:
         """Keeps the values suggested for a trial."""
-        self._suggestions[trial] = values
-        self._write(_suggestion_name(trial), {"trial": trial, "suggestion": values})
+        self._suggestions[suggestion.trial] = suggestion.values
+        self._store.write_json(self._file(_suggestion_name(suggestion.trial)), suggestion.to_json())
 
-    def exploits(self) -> list[dict[str, Any]]:
-        """All exploits, by trial and generation: who cloned whom, where, and with which values."""
+    def clonings(self) -> list[Cloning]:
+        """Who became the clone of whom, by trial and generation."""
+        made = (decision for _, decision in sorted(self._decisions.items()))
         return [
-            {
-                "trial": made.trial,
-                "global_step": made.global_step,
-                "source": made.exploit.source,
-                "source_step": made.exploit.pointer["last"]["end_step"],
-                "key": made.exploit.key,
-                "parameters": made.exploit.parameters,
-            }
-            for _, made in sorted(self._decisions.items())
-            if made.exploit is not None
+            Cloning(
+                trial=decision.trial,
+                global_step=decision.global_step,
+                source=exploit.source,
+                source_step=exploit.pointer.last.end_step if exploit.pointer.last else 0,
+                key=exploit.key,
+                parameters=exploit.parameters,
+            )
+            for decision in made
+            if (exploit := decision.exploit) is not None
         ]
 
-    def _write(self, name: str, entry: dict[str, Any]) -> None:
-        self._store.write_json(f"{self._folder}/{name}.json", entry)
+    def _file(self, name: str) -> str:
+        return f"{self._folder}/{name}.json"
 
 
 def _decision_name(trial: int, generation: int, global_step: int) -> str:

@@ -19,6 +19,7 @@ from latentsync_ray.engine.groups import remove_what_is_left
 from latentsync_ray.engine.messages import EngineSetup, GroupSetup
 from latentsync_ray.engine.start import StartedEngine, start_engine
 from latentsync_ray.store import Store
+from latentsync_ray.store.patience import Patience
 
 
 def launch(search: SearchConfig, recipe: Recipe) -> tuple[int, str]:
@@ -31,7 +32,8 @@ def launch(search: SearchConfig, recipe: Recipe) -> tuple[int, str]:
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    started, store = time.monotonic(), Store(search.storage)
+    started = time.monotonic()
+    store = Store(search.storage, Patience(60 * search.storage_retry_minutes))
     store.check_writable()
     stays = ray.is_initialized()
     with cluster() as dashboard:
@@ -63,7 +65,9 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
         else:
             folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
             results = leaving.enter_context(folder)
-        groups = GroupSetup(name, search.workers, recipe.training, store.uri, results, preemptible)
+        groups = GroupSetup(
+            name, search.workers, recipe.training, store.uri, store.patience.seconds, results, preemptible
+        )
         keep_from, _ = extremes(search, recipe, "transition.min_step")
         actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
         if cluster_stays:  # otherwise its end gives all back

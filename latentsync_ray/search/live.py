@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import Counter
 from typing import Any
 
 import ray
@@ -17,7 +18,8 @@ from latentsync_ray.config.lengths import longest_trial
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
-from latentsync_ray.report.trials import Ends, TrialLog
+from latentsync_ray.report.remaining import Ends
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.search.progress import Progress
 
 _POLL_SECONDS = 1.0
@@ -102,16 +104,13 @@ class LiveView:
             self._last_line = time.monotonic()
             self._console.print(headline, soft_wrap=True)
 
-    def _headline(self, status: EngineStatus, trials: list[TrialLog]) -> Text:
-        states = {
-            state: sum(trial.status == state for trial in trials)
-            for state in ("running", "finished", "stopped", "diverged", "failed")
-        }
+    def _headline(self, status: EngineStatus, trials: list[TrialResult]) -> Text:
+        statuses = Counter(trial.status for trial in trials)
         asked = sum(trial.num_steps for trial in trials)
         trained = sum(totals.num_steps for totals in status.trained.values())
         shared = f"{1 - trained / asked:.0%} shared" if asked else "nothing shared yet"
         groups = f"{status.num_groups - status.num_starting} worker groups, {status.num_starting} starting"
-        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        counts = ", ".join(f"{statuses[status]} {status}" for status in TrialStatus if statuses[status])
         left = self._seconds_left(status, trials)
         elapsed = time.monotonic() - self._started
         return Text(
@@ -128,36 +127,35 @@ class LiveView:
         lines = lines or ["no segment is being trained"]
         return Text("\n".join([*lines, *(speed_line(stage, totals) for stage, totals in status.trained.items())]))
 
-    def _table(self, trials: list[TrialLog]) -> Table:
+    def _table(self, trials: list[TrialResult]) -> Table:
         table = Table(box=None, pad_edge=False)
         for column in ("trial", *self._search.param_space, "stage", "step", self._search.metric, "shared", "status"):
             table.add_column(column, justify="right")
-        newest = sorted(trials, key=lambda trial: (trial.status != "running", -trial.number))[:_NUM_ROWS]
+        newest = sorted(trials, key=lambda trial: (trial.status != TrialStatus.RUNNING, -trial.number))[:_NUM_ROWS]
         for trial in sorted(newest, key=lambda trial: trial.number):
-            last = trial.last
-            step = last.get("global_step", 0)
-            values = [trial.parameters.get(name) for name in self._search.param_space]
+            last, step = trial.last, trial.global_step
+            values = [trial.config.get(name) for name in self._search.param_space]
             table.add_row(
                 str(trial.number),
                 *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values),
-                last.get("stage", "").replace("_stage", ""),
+                last.stage.removesuffix("_stage") if last else "",
                 str(step),
-                f"{last[self._search.metric]:.4g}" if last else "",
+                f"{last.metrics[self._search.metric]:.4g}" if last else "",
                 f"{trial.num_steps_shared / step:.0%}" if step else "",
                 trial.status,
             )
         return table
 
-    def _seconds_left(self, status: EngineStatus, trials: list[TrialLog]) -> float | None:
+    def _seconds_left(self, status: EngineStatus, trials: list[TrialResult]) -> float | None:
         """An upper estimate: every live trial runs to its end, and stage one is shared as far as it can be."""
         per_step = {stage: totals.seconds_per_step for stage, totals in status.trained.items()}
         if "first_stage" not in per_step:
             return None
         first = per_step["first_stage"]
         second = per_step.get("second_stage", 2 * first)
-        left = [self._ends.steps_left(trial) for trial in trials if trial.status == "running"]
-        trunk = max((steps for steps, _ in left), default=0)
+        left = [self._ends.steps_left(trial) for trial in trials if trial.status == TrialStatus.RUNNING]
+        trunk = max((steps.first_stage for steps in left), default=0)
         num_to_begin = max(0, self._search.num_trials - len(trials))
-        branches = num_to_begin * self._longest.second_stage + sum(steps for _, steps in left)
+        branches = num_to_begin * self._longest.second_stage + sum(steps.second_stage for steps in left)
         groups = max(1, min(self._search.workers.max_groups, status.num_groups))
         return float(max(trunk * first, (trunk * first + branches * second) / groups))

@@ -8,7 +8,9 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from latentsync_ray.search.journal import Decision, Journal
+from latentsync_ray.search.entries import Decision
+from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.reported import Reported, TuneResult
 from latentsync_ray.search.trial import parameters, trial_number
 
 
@@ -83,14 +85,15 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
         """Frees the trial's places."""
         self._forget(trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
         """Goes on between rungs; at a rung, among the best."""
-        number, global_step = trial_number(trial.trial_id, trial.config), result["global_step"]
+        number, reported = trial_number(trial.trial_id, trial.config), Reported.from_result(result)
+        global_step, time = reported.global_step, reported.time(self._time_attr)
         self._boundaries[number] = global_step
-        reached = [rung for rung in self._rungs if result[self._time_attr] >= rung.milestone]
+        reached = [rung for rung in self._rungs if time >= rung.milestone]
         new = [rung for rung in reached if number not in rung.scores]
         for rung in new:
-            rung.arrive(number, self._sign * result[self._metric])
+            rung.arrive(number, self._sign * reported.metrics[self._metric])
         values = parameters(trial.config)
         known = self._journal.lookup(number, 0, global_step, values)
         if not new and known is None:
@@ -109,9 +112,9 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
             self._journal.write(Decision(number, 0, global_step, values, decision))
         return decision
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: TuneResult) -> None:
         """What it scored stays, unless it has diverged or failed: then it frees its places."""
-        if "error" in result:
+        if Reported.from_result(result).error:
             self._forget(trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -28,8 +28,10 @@ from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine
-from latentsync_ray.report.report import read_finished, write_report
-from latentsync_ray.report.trials import TrialLog, leave_unfinished, write_trials
+from latentsync_ray.report.report import report_lines, write_report
+from latentsync_ray.report.summary import Summary, summarise
+from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
+from latentsync_ray.report.trials_file import read_finished, write_trials
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
@@ -40,6 +42,8 @@ from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
+from latentsync_ray.store.runner import sole_runner
+from latentsync_ray.store.searches import GIVEN_UP_FILE
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
@@ -77,23 +81,17 @@ def run_search(
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
     recipe = _lengthened(recipe, search.trials.extend)
-    journal = Journal(store, f"{folder}/decisions")
-    for notice in journal.notices:
-        print(f"note: {notice}", flush=True)
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
         print("this search is finished: nothing to train", flush=True)
-        exit_status = _report(
-            store, folder, search, recipe, finished, EngineStatus(), journal, inputs.figures, started
-        )
-        return exit_status, store.uri_of(folder)
+        clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
+        summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
+        return _report(store, folder, recipe, summary), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
         print(f"{used_up}: nothing was trained; raise it and run the same command again", flush=True)
         return UNFINISHED, store.uri_of(folder)
-    print(f"dashboard: {dashboard}", flush=True)
-    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe)))
     setup = TrialSetup(
         engine=engine.name,
         recipe=TrialRecipe.of(recipe),
@@ -103,8 +101,33 @@ def run_search(
         lineage=tuple(lineage),
         leave_after=search.start_stage is not None,
     )
+    with sole_runner(store, folder):
+        print(f"dashboard: {dashboard}", flush=True)
+        if not store.is_local:
+            print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
+        exit_status = _train(search, recipe, store, folder, engine, setup, inputs.figures, started)
+    return exit_status, store.uri_of(folder)
+
+
+def _train(
+    search: SearchConfig,
+    recipe: Recipe,
+    store: Store,
+    folder: str,
+    engine: StartedEngine,
+    setup: TrialSetup,
+    figures: Mapping[str, float],
+    started: float,
+) -> int:
+    """Has Ray Tune run the trials, and writes the results. Returns the exit status."""
+    journal = Journal(store, f"{folder}/decisions")
+    for notice in journal.notices:
+        print(f"note: {notice}", flush=True)
+    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe), store.identity()))
     _prefetch(engine.actor, search, recipe, setup)
-    write_trials(store, folder, {}, None, 0)  # from now on it is a search that has not ended
+    keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
+    write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
+    store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
     while True:
         progress, log = Progress(), TensorBoardLog(store, folder)
@@ -122,33 +145,27 @@ def run_search(
         print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
         ray.get(engine.actor.begin_again.remote())
+    trials = list(progress.trials.values())
     if ending.stopped_by is not None:
-        leave_unfinished(search, progress.trials)
+        trials = with_unfinished(search, trials)
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _report(store, folder, search, recipe, progress.trials, status, journal, inputs.figures, started)
+    seconds = time.monotonic() - started
+    summary = summarise(search, recipe, trials, status, journal.clonings(), figures, seconds)
+    exit_status = _report(store, folder, recipe, summary)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
-    return exit_status, store.uri_of(folder)
+    return exit_status
 
 
-def _report(
-    store: Store,
-    folder: str,
-    search: SearchConfig,
-    recipe: Recipe,
-    trials: dict[int, TrialLog],
-    status: EngineStatus,
-    journal: Journal,
-    figures: Mapping[str, float],
-    started: float,
-) -> int:
-    """Writes the report. Returns the exit status."""
-    wall_seconds = time.monotonic() - started
-    succeeded = write_report(store, folder, search, recipe, trials, status, journal.exploits(), figures, wall_seconds)
-    if any(trial.status == "unfinished" for trial in trials.values()):
+def _report(store: Store, folder: str, recipe: Recipe, summary: Summary) -> int:
+    """Writes the report and tells the user. Returns the exit status."""
+    write_report(store, folder, recipe, summary)
+    for line in report_lines(summary):
+        print(line, flush=True)
+    if summary.num_by_status[TrialStatus.UNFINISHED]:
         return UNFINISHED
-    return 0 if succeeded else 1
+    return 0 if summary.succeeded else 1
 
 
 def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
@@ -156,7 +173,10 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
 
     It names what decides the results; where they are kept and on how many workers is left out.
     """
-    placed = ("name", "recipe", "storage", "workers", "max_concurrent_trials", "budget", "trials")
+    placed = (
+        *("name", "recipe", "storage", "storage_retry_minutes"),
+        *("workers", "max_concurrent_trials", "budget", "trials"),
+    )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
     identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
     return f"searches/{search.name}-{identity}"
@@ -168,9 +188,9 @@ def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
     return dataclasses.replace(recipe, second_stage=second_stage)
 
 
-def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: dict[int, TrialLog]) -> bool:
+def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult]) -> bool:
     """Whether `trials.extend` asks for more than finished trials have."""
-    ends = (trial.last["second_stage_step"] for trial in trials.values() if trial.status == "finished")
+    ends = (trial.second_stage_step for trial in trials if trial.status == TrialStatus.FINISHED)
     return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
 
 

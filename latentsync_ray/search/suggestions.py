@@ -11,9 +11,12 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config.domains import Choice, Domain, Grid, LogUniform, RandInt, Uniform
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.plain import Parameters, Settings
 from latentsync_ray.config.search import PAUSING_SCHEDULERS, SearchConfig
 from latentsync_ray.core.hashing import digest
+from latentsync_ray.search.entries import Suggestion
 from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.reported import TuneResult
 from latentsync_ray.search.trial import TRIAL_NUMBER
 
 _MOST_RANDOM_SUGGESTIONS = 10
@@ -84,16 +87,14 @@ class JournaledSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=search.metric, mode=search.mode)
         self._searcher, self._journal, self._param_space = searcher, journal, search.param_space
         self._num_suggested = 0
-        self._replayed: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, dict[str, Any]] = {}
+        self._replayed: dict[str, Parameters] = {}
+        self._last: dict[str, TuneResult] = {}
 
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
-    ) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Parameters, **spec: Any) -> bool:
         """The searcher inside knows its space already."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> Settings | None:
         """The values of before, or the searcher's."""
         number = self._num_suggested
         values = self._journal.suggestion(number, self._param_space)
@@ -103,17 +104,17 @@ class JournaledSearcher(Searcher):  # type: ignore[misc]
             values = self._searcher.suggest(trial_id)
             if values is None:
                 return None
-            self._journal.write_suggestion(number, values)
+            self._journal.write_suggestion(Suggestion(number, values))
         self._num_suggested += 1
         return {**values, TRIAL_NUMBER: number}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: TuneResult) -> None:
         """Hands a result on."""
         self._last[trial_id] = result
         if trial_id not in self._replayed:
             self._searcher.on_trial_result(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
         """Hands the last result on; Ray Tune gives none for a trial that is stopped while it is paused."""
         result = result or self._last.get(trial_id)
         if trial_id not in self._replayed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tempfile
 import time
@@ -15,6 +16,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from latentsync_ray.report.trials import Boundary
+from latentsync_ray.search.reported import Reported, TuneResult
 from latentsync_ray.search.trial import trial_number
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
@@ -68,14 +71,13 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         self._local = Path(self._scratch.name if self._scratch else f"{store.root}/{self._folder}")
         self._writers: dict[int, EventFile] = {}
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any) -> None:
         """Losses of every step, by stage, and validation metrics and picture of the boundary."""
-        if "key" not in result:
+        reached = Reported.from_result(result).boundary
+        if reached is None:
             return
         try:
-            self._write_events(trial_number(trial.trial_id, trial.config), result)
+            self._write_events(trial_number(trial.trial_id, trial.config), reached)
         except OSError as error:
             raise StorageError.at(str(self._local), error) from error
 
@@ -94,31 +96,31 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         if self._scratch is not None and number in self._writers:
             self._store.upload(self._local / name, f"{self._folder}/{name}")
 
-    def _write_events(self, number: int, result: dict[str, Any]) -> None:
+    def _write_events(self, number: int, reached: Boundary) -> None:
         if number not in self._writers:
             self._writers[number] = EventFile(self._local / f"trial-{number:04d}")
-        writer, stage, end = self._writers[number], result["stage"], result["global_step"]
+        writer, stage, end = self._writers[number], reached.stage, reached.global_step
         try:
-            record = self._store.read_record(result["key"]) or {}
+            record = self._store.read_record(reached.key)
         except DamagedEntryError as error:
             print(f"note: trial {number}: {error}; TensorBoard lacks its losses", flush=True)
-            record = {}
-        steps = record.get("steps", [])
+            record = None
+        steps = record.steps if record is not None else []
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 writer.add_scalar(f"{stage}/train/{name}", value, step)
-        for group in ("speed", "timings"):
-            for name, value in record.get(group, {}).items():
+        for group, figures in (("speed", record.speed), ("timings", record.timings)) if record is not None else ():
+            for name, value in dataclasses.asdict(figures).items():
                 if value is not None:
                     writer.add_scalar(f"{stage}/{group}/{name}", value, end)
         try:
-            preview = self._store.read_preview(record)
+            preview = self._store.read_preview(record) if record is not None else None
         except DamagedEntryError as error:
             print(f"note: trial {number}: {error}; TensorBoard lacks it", flush=True)
             preview = None
         if preview is not None:
             writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end)
-        for name, value in result.items():
+        for name, value in reached.metrics.items():
             if name.startswith("val/"):
                 writer.add_scalar(f"{stage}/{name}", value, end)
                 writer.add_scalar(name, value, end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from ray import tune
 
 from latentsync_ray.cluster.resources import TRIAL_MEMORY_BYTES
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.config.plain import Settings
-from latentsync_ray.config.recipe import SECOND_STAGE
+from latentsync_ray.config.plain import Parameters, Settings
+from latentsync_ray.config.recipe import OBJECTIVE
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.hashing import digest
-from latentsync_ray.core.segment import Segment
-from latentsync_ray.core.transition import Observation, divergence, objective
+from latentsync_ray.core.segment import Metrics, Segment
+from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished, Metrics, Unfinished
+from latentsync_ray.engine.messages import Answer, Failed, Finished
+from latentsync_ray.report.trials import Boundary
+from latentsync_ray.search.pointer import POINTER_FILE, Pointer
+from latentsync_ray.search.reported import Reported, TuneResult
 
-POINTER = "pointer.json"
-"""File of a checkpoint: the trial's last segment and its history."""
 TRIAL_NUMBER = "trial_number"
 """Entry of a trial's config that holds its number, where Ray Tune does not number trials itself."""
 
@@ -59,62 +59,54 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     """Metrics, by key, of segments that come next for which it need not ask."""
 
     @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    def default_resource_request(cls, config: Parameters) -> tune.PlacementGroupFactory:
         """Memory only."""
         return tune.PlacementGroupFactory([{"CPU": 0, "memory": TRIAL_MEMORY_BYTES}])
 
-    def setup(self, config: dict[str, Any], setup: TrialSetup) -> None:
+    def setup(self, config: Parameters, setup: TrialSetup) -> None:
         """Begins before the first step."""
         self.common = setup
         self.engine = ray.get_actor(setup.engine)
         self._adopt(config)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> TuneResult:
         """Decides the stage, asks for the next segment, and reports its metrics."""
-        course = self.course
         if self.refused is not None:
-            step = course.last.end_step if course.last is not None else 0
-            return {"global_step": step, "second_stage_step": 0, **_failure(self.refused)}
-        segment = course.next()
+            step = self.course.last.end_step if self.course.last is not None else 0
+            return Reported(step, 0, error=self.refused).to_result()
+        segment = self.course.next()
         assert segment is not None, "a trial that is done was asked to go on"
-
         answer = self._ask(segment)
-        second_stage_step = segment.end_step - segment.stage_start_step if segment.stage == SECOND_STAGE else 0
-        place = {"global_step": segment.end_step, "stage": segment.stage, "second_stage_step": second_stage_step}
-        place |= {"start_step": segment.start_step, "parent": segment.parent}
-        if isinstance(answer, Unfinished):  # the search ends here, so nobody reads it
-            return {**place, "unfinished": str(answer.by), "done": True}
-        if isinstance(answer, Failed):
-            # An exception would have Ray Tune begin the trial again, to meet the same error.
-            return {**place, **_failure(answer.error, answer.diverged)}
+        if isinstance(answer, Finished):
+            return self._reached(segment, answer).to_result()
+        # An exception would have Ray Tune begin the trial again, to meet the same error.
+        error, diverged = (answer.error, answer.diverged) if isinstance(answer, Failed) else ("", False)
+        return Reported(segment.end_step, segment.second_stage_step, error=error, diverged=diverged).to_result()
 
-        metrics = {**answer.metrics}
-        weights = course.recipe.objective
-        metrics["val/objective"] = objective(metrics, weights)
+    def _reached(self, segment: Segment, answer: Finished) -> Reported:
+        """Goes on to the end of a segment."""
+        course, weights = self.course, self.course.recipe.objective
+        metrics = {**answer.metrics, OBJECTIVE: objective(answer.metrics, weights)}
         course.passed(segment, metrics)
         factor = course.recipe.decisions.divergence_factor
-        if factor is not None and (diverged := divergence(factor, weights, course.history)):
-            place |= {"error": diverged, "diverged": True}
-        at_end = course.at_end
-        # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
-        ending = {"at_end": at_end, "done": at_end or "error" in place}
-        return {**metrics, **place, "cached": answer.cached, "key": segment.key, **ending}
+        error = None if factor is None else divergence(factor, weights, course.history)
+        boundary = Boundary.after(segment, metrics, course.at_end)
+        return Reported.reached(boundary, segment.start_step, answer.cached, error)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the pointer: a few kilobytes, no weights. The state that it points to is kept until the next one."""
         last = self.course.last
         if last is not None:
             ray.get(self.engine.checkpoint.remote(self.asker[0], last.key))
-        pointer = {"last": last and last.to_dict(), "history": self.course.history}
-        (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+        pointer = Pointer(last, tuple(self.course.history))
+        (Path(checkpoint_dir) / POINTER_FILE).write_text(pointer.to_text(), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Reads a pointer, this trial's own or another one's."""
-        pointer = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))
-        history = [Observation(step, metrics) for step, metrics in pointer["history"]]
-        self.course.resume(pointer["last"] and Segment(**pointer["last"]), history)
+        pointer = Pointer.from_text((Path(checkpoint_dir) / POINTER_FILE).read_text(encoding="utf-8"))
+        self.course.resume(pointer.last, pointer.history)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Parameters) -> bool:
         """Takes another trial's place in this process, at its beginning."""
         self.cleanup()
         self._adopt(new_config)
@@ -133,7 +125,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 
-    def _adopt(self, config: dict[str, Any]) -> None:
+    def _adopt(self, config: Parameters) -> None:
         common = self.common
         self.asker = trial_name(self.trial_id, config), uuid.uuid4().hex
         self.ahead = {}
@@ -148,21 +140,18 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.course = Course(recipe, root, common.lineage, common.leave_after)
 
 
-def _failure(error: str, diverged: bool = False) -> dict[str, Any]:
-    return {"error": error, "diverged": diverged, "done": True}
-
-
-def trial_number(trial_id: str, config: Mapping[str, Any]) -> int:
+def trial_number(trial_id: str, config: Parameters) -> int:
     """A trial's number, in the order of creation; Ray Tune's variant generator puts it after an underscore."""
-    return int(config[TRIAL_NUMBER]) if TRIAL_NUMBER in config else int(trial_id.rpartition("_")[2])
+    given = config.get(TRIAL_NUMBER)
+    return given if isinstance(given, int) else int(trial_id.rpartition("_")[2])
 
 
-def trial_name(trial_id: str, config: Mapping[str, Any]) -> str:
+def trial_name(trial_id: str, config: Parameters) -> str:
     """What a trial is called in folders and notes, the same in every run of the same search."""
     return f"trial-{trial_number(trial_id, config):04d}"
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(config: Mapping[str, Any]) -> Settings:
     """What a trial's config says about the recipe, as plain values: some schedulers draw numpy's."""
     return {
         name: value.item() if isinstance(value, np.generic) else value
@@ -171,6 +160,6 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def trial_identity(trial_id: str, config: Mapping[str, Any]) -> str:
+def trial_identity(trial_id: str, config: Parameters) -> str:
     """Names a trial the same in every run of the same search."""
     return f"{trial_number(trial_id, config)}-{digest(parameters(config))[:16]}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import plain
 from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.record import Record
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.store import DamagedEntryError, Store
 
@@ -26,20 +26,20 @@ def lineage_of(store: Store, search: SearchConfig, recipe: Recipe, root: str) ->
     """
     if search.start_from is None:
         return []
-    lineage = [Segment(**find_record(store, search.start_from, "start_from")["segment"])]
+    lineage = [find_record(store, search.start_from, "start_from").segment]
     while lineage[0].parent != root:
         parent = _read(store, lineage[0].parent, "start_from")
         if parent is None:
             raise UserError(
                 f"start_from: {lineage[-1].key} was trained with other data, networks, validation, training or seed; "
-                "use its recipe, or export its UNet (latentsync_ray.export) and give that as components.unet"
+                f"use its recipe, or export its UNet ({program('export')}) and give that as components.unet"
             )
-        lineage.insert(0, Segment(**parent["segment"]))
+        lineage.insert(0, parent.segment)
     _check(search, recipe, lineage[-1])
     return lineage
 
 
-def find_record(store: Store, beginning: str, option: str) -> dict[str, Any]:
+def find_record(store: Store, beginning: str, option: str) -> Record:
     """The record of the only segment whose key begins so.
 
     Args:
@@ -62,7 +62,7 @@ def find_record(store: Store, beginning: str, option: str) -> dict[str, Any]:
     )
 
 
-def _read(store: Store, key: str, option: str) -> dict[str, Any] | None:
+def _read(store: Store, key: str, option: str) -> Record | None:
     try:
         return store.read_record(key)
     except DamagedEntryError as error:

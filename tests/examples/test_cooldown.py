@@ -29,7 +29,7 @@ def test_too_short_a_second_stage_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
 def test_a_cooldown_that_comes_late_is_better_than_none_and_than_one_from_the_start(seed: int) -> None:
     found = answers("cooldown", seed)
     late, at_once, never = best(found, (400, 600)), best(found, (0,)), best(found, (800,))

@@ -14,12 +14,15 @@ import psutil
 import pytest
 import torch
 from helpers import ROOT
+from records import make_segment, make_trained
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from chaos import KINDS, Kill, Run, chaos, verdicts
 
 from latentsync_ray.store import Store
+
+SEGMENTS = {name: make_segment(number) for number, name in enumerate("abc")}
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -30,31 +33,31 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
     def run(name: str, values: dict[str, float]) -> Run:
         made = Run(tmp_path / name)
         store = Store(str(made.storage))
-        for key, value in values.items():
-            record = {"segment": {}, "metrics": {"val/recon": value}, "steps": [], "weights_sha256": ""}
-            store.publish(key, record, {"model.weight": torch.zeros(1)})
-            store.log_execution(key, {})
+        for name, value in values.items():
+            store.publish(make_trained(SEGMENTS[name], {"val/recon": value}), {"model.weight": torch.zeros(1)})
+            store.log_execution(SEGMENTS[name].key, "group-1")
         store.write_bytes("searches/s/trials.csv", b"trial\n0\n")
         return made
 
     clean = run("clean", {"a": 1.0, "b": 1.0, "c": 1.0})
     assert not any(verdicts(run("same", {"a": 1.0, "b": 1.0, "c": 1.0}), clean).values())
     disturbed = run("disturbed", {"b": 2.0, "c": 1.0})
-    (disturbed.storage / "segments" / "b" / "state.safetensors").write_bytes(b"half")
+    (disturbed.storage / "segments" / SEGMENTS["b"].key / "state.safetensors").write_bytes(b"half")
     time.sleep(0.05)
-    Store(str(disturbed.storage)).log_execution("c", {})
+    again = SEGMENTS["c"].key
+    Store(str(disturbed.storage)).log_execution(again, "group-1")
     assert {claim for claim, what in verdicts(disturbed, clean).items() if what} == {
         "nothing is lost",
         "every record says the same",
         "every state is whole or dropped",
         "nothing is trained again without a kill",
     }
-    first = disturbed.executions()["c"][0]
+    first = disturbed.executions()[again][0]
     disturbed.kills.append(Kill("worker", 1, first + 0.01))
-    disturbed.finished["c"] = first + 0.005
+    disturbed.finished[again] = first + 0.005
     found = verdicts(disturbed, clean)
     assert not found["nothing is trained again without a kill"]
-    assert found["nothing is trained again that was finished"] == "c"
+    assert found["nothing is trained again that was finished"] == again[:8]
 
 
 def test_one_kill_of_each_kind(tmp_path: Path) -> None:

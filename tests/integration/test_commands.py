@@ -60,6 +60,7 @@ def test_one_run_and_the_best_recipe_again(
     assert (content["global_step"], list(content["state_dict"])) == (16, ["weight"])
 
 
+@pytest.mark.soak
 def test_a_search_of_convergence_shares_stage_one(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(
         overrides={
@@ -81,6 +82,7 @@ def test_a_search_of_convergence_shares_stage_one(cluster: None, make_search: An
     assert outcome.executed == sorted(outcome.records)
 
 
+@pytest.mark.soak
 def test_a_threshold_of_zero_is_a_trial_without_stage_one(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(overrides={"transition.min_step": 0}, param_space={"transition.at_step": {"grid": [0, 4]}})
     outcome = run_search(space)

@@ -96,7 +96,7 @@ def test_stage_two_improves_sync_and_keeps_recon(demo: Outcome) -> None:
 def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: LatentSyncRecipe) -> None:
     best = demo.records[demo.summary["best"]["key"]]
     trained = training(recipe)
-    state = Store(str(demo.store)).read_state(best["key"], best["state"])
+    state = Store(str(demo.store)).read_state(best["key"], best["state"]["sha256"])
     config = stage_config(recipe, "second_stage", best["segment"]["config"])
     trained.build("second_stage", config, state, "second_stage")
     own = trained.validate()

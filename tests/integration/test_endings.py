@@ -29,6 +29,8 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "pbt": {"name": "pbt", **POPULATION},
     "pb2": {"name": "pb2", **POPULATION, "time_attr": "global_step"},
 }
+IN_SHORT = ("asha", "hyperband", "pbt")
+"""Schedulers that are tried every time; `make soak` tries all of them in all cases."""
 DIVERGING = {"diverging": {"nan_above": 0.9}, "both": {"explode_above": 0.9}}
 """With learning rates of 0.01, 0.05 and 0.1: never, at step 19 and at step 10 of stage two."""
 
@@ -49,7 +51,9 @@ def space_of(scheduler: str, case: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "case", ["both", *(pytest.param(case, marks=pytest.mark.soak) for case in ("lengths", "diverging"))]
 )
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize(
+    "scheduler", [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.soak) for name in SCHEDULERS]
+)
 def test_a_search_ends_right(scheduler: str, case: str, cluster: None, make_search: Any, run_search: Any) -> None:
     if scheduler == "pb2" and importlib.util.find_spec("sklearn") is None:
         pytest.skip("scikit-learn is not installed")
@@ -80,15 +84,15 @@ def test_a_search_ends_right(scheduler: str, case: str, cluster: None, make_sear
     for trial in trials.values():
         last = trial["results"][-1]
         if trial["status"] == "finished":
-            assert last["second_stage_step"] == trial["parameters"].get(NUM_STEPS, 24)
+            assert last["second_stage_step"] == trial["config"].get(NUM_STEPS, 24)
         if trial["status"] == "stopped":  # for its score: one that was no worse there has gone beyond
-            step, score = last["second_stage_step"], last["val/objective"]
+            step, score = last["second_stage_step"], last["metrics"]["val/objective"]
             rivals = [other for other in trials.values() if other is not trial]
             assert any(beyond(other, step) and score_at(other, step) <= score for other in rivals), trial
 
 
 def score_at(trial: dict[str, Any], step: int) -> float:
-    scores = [r["val/objective"] for r in trial["results"] if r["second_stage_step"] == step]
+    scores = [r["metrics"]["val/objective"] for r in trial["results"] if r["second_stage_step"] == step]
     return scores[0] if scores else float("inf")
 
 
@@ -105,7 +109,7 @@ def test_draws_that_break_a_rule_fail_in_one_line(cluster: None, make_search: An
     wrong = {
         trial["number"]
         for trial in values["trials"]
-        if trial["parameters"] == {NUM_STEPS: 4, "second_stage.report_every_steps": 8}
+        if trial["config"] == {NUM_STEPS: 4, "second_stage.report_every_steps": 8}
     }
     assert wrong and outcome.exit_status == 1
     for trial in values["trials"]:

@@ -105,7 +105,7 @@ def test_an_error_that_does_not_come_again_is_retried(
     assert outcome.results == undisturbed
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_worker_killed_in_mid_segment(
     num_workers: int, cluster: None, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
@@ -121,6 +121,7 @@ def test_a_worker_killed_in_mid_segment(
     assert [t["val/recon"] for t in outcome.trials] == [t["val/recon"] for t in clean.trials]
 
 
+@pytest.mark.soak
 def test_a_killed_controller(
     cluster: None, undisturbed: Any, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
@@ -169,11 +170,14 @@ class IsKilled(OneOrder):
         return False
 
 
+@pytest.mark.soak
 def test_a_group_without_its_controller_begins_nothing_more(cluster: None, tmp_path: Path) -> None:
     import ray
 
     engine = ray.remote(KillsTheController).options(name="kills", num_cpus=0).remote()
-    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    setup = GroupSetup(
+        "kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), 300.0, str(tmp_path), False
+    )
     error = run_group("group-1", 1, setup)
     ray.kill(engine)
     remove_what_is_left(WorkersConfig())
@@ -186,7 +190,9 @@ def test_a_group_without_its_engine_begins_nothing_more(cluster: None, tmp_path:
 
     limits = {"max_restarts": -1, "max_task_retries": -1}
     engine = ray.remote(IsKilled).options(name="killed", num_cpus=0, **limits).remote(tmp_path)
-    setup = GroupSetup("killed", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), False)
+    setup = GroupSetup(
+        "killed", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), 300.0, str(tmp_path), False
+    )
     error = run_group("group-1", 1, setup)
     ray.kill(engine)
     assert error is None
@@ -220,6 +226,7 @@ def test_this_cluster_is_asked_whatever_the_environment_says(cluster: None, monk
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
+@pytest.mark.soak
 def test_a_killed_trial_process(cluster: None, undisturbed: Any, make_search: Any, run_search: Any) -> None:
     slow = {"first_stage": {"step_seconds": 0.5}}
 

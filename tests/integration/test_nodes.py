@@ -139,7 +139,8 @@ def test_a_group_without_its_raylet_begins_nothing_more(two_nodes: Any, tmp_path
     import ray
 
     engine = ray.remote(KillsTheRaylet).options(name="kills", num_cpus=0).remote(tmp_path)
-    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", str(tmp_path), str(tmp_path), True)
+    folder = str(tmp_path)
+    setup = GroupSetup("kills", WorkersConfig(), "trivial:TrivialTraining", folder, 300.0, folder, True)
     run_group("group-1", 1, setup)
     ray.kill(engine)
     assert (tmp_path / "killed").exists() and Store(str(tmp_path)).executions() == []

@@ -169,6 +169,7 @@ def test_what_is_said_of_odd_files_beside_good_ones(shared: Path, tmp_path: Path
     ]  # fmt: skip
 
 
+@pytest.mark.soak
 def test_stopped_and_killed_it_ends_as_if_nothing_had_been(tmp_path: Path, networks: list[str]) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -213,6 +214,7 @@ def test_stopped_and_killed_it_ends_as_if_nothing_had_been(tmp_path: Path, netwo
     assert PreparedClips.open(tmp_path / "set").fingerprint == PreparedClips.open(tmp_path / "other").fingerprint
 
 
+@pytest.mark.soak
 def test_a_file_that_ends_every_process_is_given_up(tmp_path: Path, networks: list[str]) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Outcome
+from records import make_segment, make_trained
 from s3 import CREDENTIALS, S3Server
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -121,18 +122,17 @@ def test_a_search_gets_what_it_gets_on_a_disk(
 def test_one_store_outlives_hundreds_of_faults(server: S3Server) -> None:
     """More than the quota of the AWS client's own standard strategy; large states go up in parts."""
     store, before = Store(server.uri("faults")), server.num_errors
-    keys = [f"{number:064x}" for number in range(40)]
-    for number, key in enumerate(keys):
+    segments = [make_segment(number) for number in range(40)]
+    for number, segment in enumerate(segments):
         state = {"model.weight": torch.full((3_000_000 if number % 20 == 0 else 10,), float(number))}
-        store.log_execution(key, {"pid": number})
-        segment = {"stage": "first_stage", "end_step": number}
-        stored = store.publish(key, {"segment": segment}, state, b"picture" * 100)
-        assert torch.equal(store.read_state(key, stored["state"])["model.weight"], state["model.weight"])
+        store.log_execution(segment.key, "group-1")
+        record = store.publish(make_trained(segment), state, b"picture" * 100)
+        assert torch.equal(store.read_state(segment.key, record.state.sha256)["model.weight"], state["model.weight"])
         if number % 2:
-            store.drop_state(key)
+            store.drop_state(segment.key)
     while server.num_errors - before < 150:
         assert list(damages(store)) == []
-    assert store.executions() == store.keys() == keys
+    assert store.executions() == store.keys() == sorted(segment.key for segment in segments)
     assert leftovers(store, whole_records(store)) == {}
 
 

@@ -106,12 +106,14 @@ def test_sharing_does_not_change_a_bit(cluster: None, make_search: Any, run_sear
     assert len(set(shared.weights)) == 4  # the trials do differ
 
 
+@pytest.mark.soak
 def test_each_trial_is_trained_under_its_own_seed(cluster: None, make_search: Any, run_search: Any) -> None:
     together = run_search(make_search(param_space={"seed": {"grid": [3, 4]}}), store="together")
     apart = run_search(make_search(), "seed=4", store="apart")
     assert together.weights[1] == apart.weights[0] != together.weights[0]
 
 
+@pytest.mark.soak
 def test_a_wide_trunk_and_narrow_branches(cluster: None, make_search: Any, run_search: Any) -> None:
     """Two workers train the trunk on all CPUs, and make room for branches of one worker each, however patient."""
     rates = {"second_stage.optimizer.lr": {"grid": [0.01, 0.02, 0.04]}}

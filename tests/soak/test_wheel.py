@@ -11,10 +11,19 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 ROOT = Path(__file__).resolve().parents[2]
 PIP = [sys.executable, "-m", "pip"]
+
+
+def value_of(argument: str) -> tuple[str, object]:
+    """Name and value of an argument of a command."""
+    name, _, text = argument.partition("=")
+    return name, yaml.safe_load(text)
+
+
 SMALL = [
     "data.synthetic.num_speakers=2",
     "data.synthetic.clips_per_speaker=1",
@@ -29,6 +38,13 @@ SMALL = [
     "trial_scheduler.name=fifo",
     "workers.max_groups=1",
 ]
+FIVE_LINES = f"""\
+import latentsync_ray
+search = latentsync_ray.load_search("search_spaces/transition.yaml", {dict(map(value_of, SMALL))})
+results = search.run()
+best = results.get_best_result()
+print(best.number, best.transition_step, len(results.get_dataframe()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +90,12 @@ def test_the_demo_runs_from_the_wheel(environment: Path, tmp_path: Path) -> None
     with (Path(results) / "trials.csv").open() as stream:
         trials = list(csv.DictReader(stream))
     assert [(trial["transition_step"], trial["global_step"]) for trial in trials] == [("4", "8"), ("8", "12")]
+
+    (tmp_path / "demo" / "five_lines.py").write_text(FIVE_LINES)
+    *said, answer = run([python, "five_lines.py"], tmp_path / "demo").splitlines()
+    assert any(line.startswith("this search is finished") for line in said)
+    best = min(trials, key=lambda trial: float(trial["val/objective"]))
+    assert answer.split() == [best["trial"], best["transition_step"], "2"]
 
 
 def project() -> dict[str, dict]:

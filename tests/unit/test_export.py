@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from records import make_segment, make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
@@ -14,7 +16,8 @@ from latentsync_ray.export import main
 from latentsync_ray.latentsync.models.interop import read_weights
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 from latentsync_ray.planning.simulation import PlannedTrial
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,19 +28,19 @@ def results(tmp_path: Path) -> Path:
     """A finished search with two trials, one of which was stopped in stage one."""
     steps = {"transition.min_step": 40, "transition.at_step": 40, "transition.plateau": None}
     recipe, store = load_recipe(ROOT / "configs" / "demo", steps), Store(str(tmp_path / "store"))
-    keys = []
+    reached = []
     for seed, segment in enumerate(list(PlannedTrial(0, TrialRecipe.of(recipe), "0" * 64).walk())[:2]):
         torch.manual_seed(seed)
         unet = UNet3DConditionModel(**segment.config["model"])
         state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
-        store.publish(segment.key, {"segment": segment.to_dict()}, {**state, "optimizer.x": torch.zeros(1)})
-        keys.append(segment.key)
+        store.publish(make_trained(segment), {**state, "optimizer.x": torch.zeros(1)})
+        reached.append(Boundary.after(segment, {}))
     folder = "searches/demo-1234"
-    trials = {
-        0: TrialLog(0, {}, [{"key": key} for key in keys], "finished"),
-        1: TrialLog(1, {}, [{"key": keys[0]}], "stopped"),
-        2: TrialLog(2, {}, status="failed"),
-    }
+    trials = [
+        TrialResult(0, {}, tuple(reached), TrialStatus.FINISHED),
+        TrialResult(1, {}, (reached[0],), TrialStatus.STOPPED),
+        TrialResult(2, {}, status=TrialStatus.FAILED),
+    ]
     write_trials(store, folder, trials, trials[0], 0)
     return tmp_path / "store" / folder
 
@@ -82,8 +85,8 @@ def test_any_stored_segment_comes_out(results: Path, tmp_path: Path) -> None:
             out = tmp_path / f"{number}-{beginning}.pt"
             assert main([str(results), str(out), "--segment", beginning]) == 0
             content, record = torch.load(out, weights_only=True), store.read_record(key)
-            assert content["global_step"] == record["segment"]["end_step"]
-            state = store.read_state(key, record["state"])
+            assert content["global_step"] == record.segment.end_step
+            state = store.read_state(key, record.state.sha256)
             assert {f"model.{name}" for name in content["state_dict"]} == state.keys() - {"optimizer.x"}
             assert all(torch.equal(state[f"model.{n}"], tensor) for n, tensor in content["state_dict"].items())
 
@@ -94,15 +97,15 @@ def test_a_segment_that_cannot_come_out_is_named_in_one_line(results: Path, tmp_
     store.drop_state(dropped)
     (results.parents[1] / "segments" / damaged / "record.json").write_text("{")
     (results.parents[1] / "segments" / ("f" * 64)).mkdir()  # begun, and not finished
-    alike = dropped[:8] + "0" * 56
-    store.publish(alike, {}, {"model.weight": torch.zeros(1)})
+    alike = next(s for s in map(make_segment, count()) if s.key[0] == dropped[0])
+    store.publish(make_trained(alike), {"model.weight": torch.zeros(1)})
     mistakes = [
         (
             ["--segment", "xyz"],
             f"--segment: must be the key of a segment in {store.root}, or its beginning, got xyz;",
         ),
         (["--segment", "f" * 64], "--segment: must be the key of a segment"),
-        (["--segment", dropped[:8]], f"--segment: 2 keys begin with {dropped[:8]}; give more of it"),
+        (["--segment", dropped[0]], f"--segment: 2 keys begin with {dropped[0]}; give more of it"),
         (["--segment", dropped], f"segment {dropped[:12]}: its state is no longer kept; export another segment"),
         (["--segment", damaged], f"--segment: {store.root}/segments/{damaged}/record.json: is no whole file; run"),
         (["--segment", dropped, "--trial", "0"], "--segment: must stand alone"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import make_trained
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
@@ -21,7 +22,8 @@ from latentsync_ray.latentsync.data.synthetic import synthetic_clips
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
 from latentsync_ray.latentsync.preparation.prepare import prepare
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +39,9 @@ def search_over(folder: Path, overrides: dict[str, object]) -> Path:
     torch.manual_seed(0)
     unet = UNet3DConditionModel(**segment.config["model"])
     state = {f"model.{name}": tensor for name, tensor in unet.state_dict().items()}
-    store.publish(segment.key, {"segment": segment.to_dict()}, state)
-    trial = TrialLog(0, {}, [{"key": segment.key}], "finished")
-    write_trials(store, results, {0: trial}, trial, 0)
+    store.publish(make_trained(segment), state)
+    trial = TrialResult(0, {}, (Boundary.after(segment, {}),), TrialStatus.FINISHED)
+    write_trials(store, results, [trial], trial, 0)
     for name, text in recipe_files(recipe).items():
         store.write_bytes(f"{results}/best/{name}", text.encode())
     return folder / "store" / results

@@ -1,14 +1,12 @@
 """A prepared set of clips on disk, and the samples that training and validation draw from it.
 
 A set is a folder: index.json, mask.safetensors and one clips/*.safetensors a clip, all written by
-`latentsync_ray.preprocess`. A sample is a pure function of its arguments, so any rank of any run can draw it.
+`latentsync-ray preprocess`. A sample is a pure function of its arguments, so any rank of any run can draw it.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
-import uuid
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,8 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.hashing import digest
+from latentsync_ray.config.plain import Settings, settings
+from latentsync_ray.core.atomic import new_file
+from latentsync_ray.core.hashing import digest, file_sha256
 from latentsync_ray.latentsync.data.media import (
     audio_windows,
     first_mel_column,
@@ -31,7 +32,7 @@ from latentsync_ray.latentsync.data.media import (
 
 FORMAT = 2
 """Since 2 a clip holds its sound."""
-_PREPARE = "(python -m latentsync_ray.preprocess)"
+_PREPARE = f"({program('preprocess')})"
 _AGAIN = f"prepare the set again {_PREPARE}, in another folder or with this one removed"
 Split = Literal["train", "validation"]
 
@@ -89,9 +90,8 @@ class Index:
     def write(self, folder: Path) -> None:
         """Writes `folder`/index.json."""
         text = json.dumps({"fingerprint": self.fingerprint, **self.as_json()}, indent=1)
-        temporary = folder / ".index.json"
-        temporary.write_text(text)
-        temporary.replace(folder / "index.json")
+        with new_file(folder / "index.json") as made:
+            made.write_text(text)
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
@@ -124,18 +124,12 @@ class Index:
             )
         return index
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Settings:
         """Plain values, as they are written."""
-        values = dataclasses.asdict(self)
+        values = settings(self)
         if self.posterior_scaling is None:
             del values["posterior_scaling"]  # sets made before there were posteriors keep their fingerprints
         return values
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord:
@@ -156,10 +150,8 @@ def save_clip(folder: Path, name: str, tensors: dict[str, Tensor]) -> ClipRecord
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:60]
     file = f"clips/{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
     path = folder / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    with new_file(path) as made:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, made)
     return ClipRecord(name, file, len(tensors["frames"]), "train", file_sha256(path))
 
 

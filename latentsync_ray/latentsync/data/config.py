@@ -40,7 +40,7 @@ class DataConfig:
     """Where the prepared clips are."""
 
     folder: str
-    """A folder that `python -m latentsync_ray.preprocess` wrote; relative to the file that names it."""
+    """A folder that `latentsync-ray preprocess` wrote; relative to the file that names it."""
     num_frames: int = 16
     """Frames of one sample."""
     synthetic: SyntheticConfig | None = None

@@ -4,7 +4,6 @@ Figures are LatentSync's (https://github.com/bytedance/LatentSync, commit a229c3
 spectrogram is Wav2Lip's (https://github.com/Rudrabha/Wav2Lip, hparams.py and audio.py).
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.atomic import new_file
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -71,8 +71,7 @@ def write_clip(path: Path, clip: Clip) -> None:
         path: the file, ending in .mp4.
         clip: what to write.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.mp4")
-    with av.open(str(temporary), "w") as container:
+    with new_file(path) as made, av.open(str(made), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "10"})
         video.height, video.width = clip.frames.shape[1:3]
         video.pix_fmt = "yuv420p"
@@ -84,7 +83,6 @@ def write_clip(path: Path, clip: Clip) -> None:
         samples.sample_rate, samples.pts = SAMPLE_RATE, 0  # without a time, AAC's delay would not be undone
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
-    temporary.replace(path)
 
 
 def resize_frame(frame: Bytes, resolution: int) -> Bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.atomic import new_file, new_folder
 from latentsync_ray.latentsync.models.pretrained import load_pretrained
 from latentsync_ray.latentsync.models.tensors import read_tensors, readable_reason
 from latentsync_ray.latentsync.models.unet import UNet3DConditionModel
@@ -43,27 +43,19 @@ def read_weights(source: str, device: str = "cpu") -> dict[str, Tensor]:
 
 def write_official(path: Path, state_dict: Mapping[str, Tensor], global_step: int) -> None:
     """Writes a checkpoint that LatentSync's own scripts read, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save({"global_step": global_step, "state_dict": dict(state_dict)}, file)
-            file.close()
-            Path(file.name).replace(path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    with new_file(path) as made, made.open("wb") as file:
+        torch.save({"global_step": global_step, "state_dict": dict(state_dict)}, file)
 
 
 def write_diffusers(folder: Path, model: Mapping[str, object], state_dict: Mapping[str, Tensor]) -> None:
     """Writes a folder for `UNet3DConditionModel.from_pretrained`, which appears at once.
 
     Args:
-        folder: Must not exist.
+        folder: Must be new or empty.
         model: The UNet's keyword arguments.
         state_dict: Its weights.
     """
     unet = UNet3DConditionModel(**model)
     unet.load_state_dict(dict(state_dict))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        unet.save_pretrained(Path(scratch) / "unet")
-        (Path(scratch) / "unet").rename(folder)
+    with new_folder(folder) as made:
+        unet.save_pretrained(made)

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import ray
@@ -16,6 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from torch import Tensor
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.latentsync.data.aligned import read_clip
 from latentsync_ray.latentsync.data.clips import ClipRecord
@@ -95,8 +95,7 @@ def encode_files(
     have = ray.cluster_resources()
     num_cpus, num_gpus = max(1, int(have.get("CPU", 1))), int(have.get("GPU", 0))
 
-    # Arrow's text is UTF-8, paths may be anything.
-    rows = [{"name": source.name, "path": os.fsencode(source.path), "key": source.key} for source in sources]
+    rows = [SourceRow(name=source.name, path=os.fsencode(source.path), key=source.key) for source in sources]
     # A block for each file, so that what dies over one takes no other with it.
     clips = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
         read_source,
@@ -122,15 +121,38 @@ def encode_files(
         yield Outcome(row["source"], row["num_clips"], record, row["reason"], json.loads(row["warnings"]))
 
 
-def read_source(source: dict[str, Any], *, settings: Settings, attempts: Path) -> Iterator[dict[str, Any]]:
-    """Reads the clips of a source, one at a time.
+class SourceRow(TypedDict):
+    """A `Source` as a row of Ray Data; Arrow's text is UTF-8, and paths may be anything."""
 
-    Yields:
-        source, num_clips, reason, warnings: as in `Outcome`, warnings as JSON; frames and wave hold nothing where
-            there is a reason.
-        name: the clip's.
-        frames, wave: the bytes of a `Clip`'s.
-    """
+    name: str
+    path: bytes
+    key: str
+
+
+class OutcomeRow(TypedDict):
+    """An `Outcome` as a row; its clip and its warnings are JSON, the clip empty if it is left out."""
+
+    source: str
+    num_clips: int
+    reason: str
+    warnings: str
+    clip: str
+
+
+class ClipRow(TypedDict):
+    """A clip that was read, as a row; where there is a reason it holds nothing."""
+
+    source: str
+    num_clips: int
+    reason: str
+    warnings: str
+    name: str
+    frames: bytes
+    wave: bytes
+
+
+def read_source(source: SourceRow, *, settings: Settings, attempts: Path) -> Iterator[ClipRow]:
+    """Reads the clips of a source, one at a time."""
     path, num_read = Path(os.fsdecode(source["path"])), 0
     try:
         _begin(attempts / source["key"], path)
@@ -147,7 +169,7 @@ def read_source(source: dict[str, Any], *, settings: Settings, attempts: Path) -
         yield _row(source["key"], num_read + 1, printable(str(error)), "", None)
 
 
-def _row(source: str, num_clips: int, reason: str, name: str, clip: Clip | None) -> dict[str, Any]:
+def _row(source: str, num_clips: int, reason: str, name: str, clip: Clip | None) -> ClipRow:
     return {
         "source": source,
         "num_clips": num_clips,
@@ -166,9 +188,15 @@ class EncodeClip:
         self._encoder = ClipEncoder(settings.vae, settings.audio_encoder, settings.resolution, settings.mask)
         self._resolution, self._folder, self._records, self._attempts = settings.resolution, folder, records, attempts
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: ClipRow) -> OutcomeRow:
         """Encodes a row of `read_source`; gives an `Outcome` with its clip's record as JSON, empty if left out."""
-        outcome = {key: row[key] for key in ("source", "num_clips", "reason", "warnings")} | {"clip": ""}
+        outcome = OutcomeRow(
+            source=row["source"],
+            num_clips=row["num_clips"],
+            reason=row["reason"],
+            warnings=row["warnings"],
+            clip="",
+        )
         if row["reason"]:
             return outcome
         key = digest([row["source"], row["name"]])
@@ -194,12 +222,10 @@ def read_record(path: Path, folder: Path) -> ClipRecord | None:
     return record if (folder / record.file).is_file() else None
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: object) -> None:
     """Writes a small file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(path)
+    with new_file(path) as made:
+        made.write_text(json.dumps(values, indent=1))
 
 
 def _begin(count: Path, what: Path | str) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 import json
 import queue
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # Ray reads these when it is imported; `cluster` sets more.
 import ray
@@ -22,8 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from latentsync_ray.cluster.connection import cluster
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.core.folders import new_folder
+from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.core.hashing import digest
+from latentsync_ray.core.segment import Metrics
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.data.media import num_mel_columns
 from latentsync_ray.latentsync.inputs import drawn_clips, source_fingerprint
@@ -31,13 +32,27 @@ from latentsync_ray.latentsync.losses import visual_input
 from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
 from latentsync_ray.latentsync.syncnet.training import build_syncnet, model_weights
 from latentsync_ray.latentsync.syncnet.windows import SyncWindows, held_out_windows
-from latentsync_ray.latentsync.syncnet.worker import STATE_FILE, train_loop
+from latentsync_ray.latentsync.syncnet.worker import STATE_FILE, LoopConfig, train_loop
 
 SCORE = "balanced_accuracy"
+FIGURES_FILE = "figures.json"
+"""Beside the trained network: how it was trained, and how good it is."""
 MAX_RESTARTS = 2
 """How often the processes are started again, from the last checkpoint, after one of them has failed."""
 # What does not change the numbers that a training gives, beyond the last bits of a sum.
 _NOT_IN_IDENTITY = ("data", "output", "vae", "audio_encoder", "num_workers", "num_threads", "use_gpu")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How a network was trained, and how good it is."""
+
+    training: str
+    """Name of all that decided the result."""
+    num_steps: int
+    """Steps of the whole training."""
+    metrics: Metrics
+    """Loss and accuracies (`training.sync_accuracy`) at the best step, and `step`."""
 
 
 def run_syncnet(config: SyncNetConfig) -> int:
@@ -71,17 +86,17 @@ def run_syncnet(config: SyncNetConfig) -> int:
             ((metrics, checkpoint) for checkpoint, metrics in result.best_checkpoints or []),
             key=lambda found: (found[0][SCORE], found[0]["step"]),
         )
-        figures = {**metrics, "num_steps": config.num_steps, "training": identity}
+        figures = Figures(identity, config.num_steps, metrics)
         with checkpoint.as_directory() as folder:
             _write_network(config, output, load_file(Path(folder) / STATE_FILE), figures)
     shutil.rmtree(beside / identity)  # the checkpoints; the logs stay
     return _end(output, figures)
 
 
-def _end(output: Path, figures: dict[str, Any]) -> int:
+def _end(output: Path, figures: Figures) -> int:
     print(
-        f"balanced accuracy {figures[SCORE]:.1%} on held-out clips, at step {figures['step']} of "
-        f"{figures['num_steps']}: in sync {figures['in_sync_right']:.1%}, off sync {figures['off_sync_right']:.1%}"
+        f"{_accuracies(figures.metrics)} on held-out clips, "
+        f"at step {figures.metrics['step']:g} of {figures.num_steps}"
     )
     print(f"results: {output}", flush=True)
     return 0
@@ -123,19 +138,22 @@ def _check_model(config: SyncNetConfig, clips_resolution: int) -> None:
         raise UserError(f"model: must be a StableSyncNet for {where}: {error}; correct it") from None
 
 
-def _finished(output: Path, identity: str) -> dict[str, Any] | None:
+def _accuracies(metrics: Metrics) -> str:
+    shares = f"in sync {metrics['in_sync_right']:.1%}, off sync {metrics['off_sync_right']:.1%}"
+    return f"balanced accuracy {metrics[SCORE]:.1%} ({shares})"
+
+
+def _finished(output: Path, identity: str) -> Figures | None:
     """The figures of this very training if it has ended before; None if there is nothing at its place yet."""
     if not output.exists():
         return None
     remedy = "name another folder, or remove it"
     try:
-        figures = json.loads((output / "figures.json").read_text())
-        is_this_one = figures["training"] == identity
-    except (OSError, ValueError, TypeError, KeyError):
+        figures = Figures(**json.loads((output / FIGURES_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"output: {output} holds something else than a trained SyncNet; {remedy}") from None
-    if not is_this_one:
+    if figures.training != identity:
         raise UserError(f"output: {output} holds a SyncNet trained on other clips or with other settings; {remedy}")
-    assert isinstance(figures, dict)
     return figures
 
 
@@ -159,7 +177,7 @@ def _fitted(config: SyncNetConfig, beside: Path, identity: str) -> ray.train.Res
     resources = {"CPU": config.num_threads} | ({"GPU": 1} if config.use_gpu else {})
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": config, "progress": progress},
+        train_loop_config=LoopConfig(config=config, progress=progress),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
         ),
@@ -198,18 +216,14 @@ def _show(config: SyncNetConfig, progress: Queue, running: ray.ObjectRef, logs: 
             bar.update(task, completed=step, description=f"loss {metrics['loss']:.3f}")
             if SCORE in metrics:
                 console.print(
-                    f"step {step} of {config.num_steps}: loss {metrics['loss']:.3f}, balanced accuracy "
-                    f"{metrics[SCORE]:.1%} (in sync {metrics['in_sync_right']:.1%}, off sync "
-                    f"{metrics['off_sync_right']:.1%})"
+                    f"step {step} of {config.num_steps}: loss {metrics['loss']:.3f}, {_accuracies(metrics)}"
                 )
 
 
-def _write_network(
-    config: SyncNetConfig, output: Path, state: dict[str, torch.Tensor], figures: dict[str, Any]
-) -> None:
+def _write_network(config: SyncNetConfig, output: Path, state: dict[str, torch.Tensor], figures: Figures) -> None:
     """Writes the network's folder with its figures, which appears at once."""
     syncnet = build_syncnet(config)
     syncnet.load_state_dict(model_weights(state))
     with new_folder(output) as folder:
         syncnet.save_pretrained(folder)
-        (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (folder / FIGURES_FILE).write_text(json.dumps(dataclasses.asdict(figures), indent=1) + "\n")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 
 from latentsync_ray.engine.determinism import make_deterministic
@@ -21,13 +22,18 @@ STATE_FILE = "state.safetensors"
 """What a checkpoint of Ray Train holds: `SyncTraining.state`."""
 
 
-def train_loop(settings: dict[str, Any]) -> None:
-    """Trains from the last checkpoint to the end; validates and writes a checkpoint at intervals.
+class LoopConfig(TypedDict):
+    """What Ray Train hands to `train_loop`."""
 
-    Args:
-        settings: `config`, a `SyncNetConfig`; and `progress`, a queue for `(step, metrics)` of every step.
-    """
-    config: SyncNetConfig = settings["config"]
+    config: SyncNetConfig
+    """The training."""
+    progress: Queue
+    """For `(step, metrics)` of every step."""
+
+
+def train_loop(settings: LoopConfig) -> None:
+    """Trains from the last checkpoint to the end; validates and writes a checkpoint at intervals."""
+    config = settings["config"]
     make_deterministic()
     torch.set_num_threads(config.num_threads)
 

@@ -48,7 +48,7 @@ class LineRecipe(Recipe):
     line: LineConfig = LineConfig()
 
     def metrics(self) -> Mapping[str, Metric]:
-        return {"val/objective": Metric(), "val/error": Metric(), "val/slope": Metric("max")}
+        return {"val/error": Metric(), "val/slope": Metric("max")}
 
     def objective(self) -> Mapping[str, float]:
         return {"val/error": 1.0}

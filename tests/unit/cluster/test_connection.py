@@ -134,7 +134,7 @@ def test_what_ray_finds_or_starts_itself_is_not_asked() -> None:
     [
         ("RAY_TMPDIR", "", "AF_UNIX path length cannot exceed 107 bytes"),
         ("RAY_ADDRESS", "127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
-        ("RAY_ADDRESS", "ray://127.0.0.1:1", "got ray://127.0.0.1:1"),
+        pytest.param("RAY_ADDRESS", "ray://127.0.0.1:1", "got ray://127.0.0.1:1", marks=pytest.mark.soak),
     ],
 )
 def test_a_command_says_in_one_line_why_it_has_no_cluster(name: str, value: str, said: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from latentsync_ray.config.domains import Grid, LogUniform
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import Variants, load_recipe, recipe_files, with_overrides
-from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
 from latentsync_ray.config.search import BudgetConfig, SearchConfig, TrialSchedulerConfig, WorkersConfig
 from latentsync_ray.config.searchfiles import load_search, search_of_one
 from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
@@ -347,3 +347,22 @@ def test_values_at_the_edge_of_a_rule_are_fine(config: Any) -> None:
 def test_values_have_to_go_together(overrides: dict[str, Any], message: str, recipe: Recipe) -> None:
     with pytest.raises(UserError, match=message):
         with_overrides(recipe, overrides)
+
+
+def test_a_value_that_cannot_name_a_recipe_is_one_line() -> None:
+    for value in (5, [1]):
+        with pytest.raises(UserError):
+            load_search(ROOT / "search_spaces/transition.yaml", values={"recipe": value})
+
+
+def test_every_training_has_the_objective_that_the_framework_adds() -> None:
+    class Line(Recipe):
+        def metrics(self) -> dict[str, Metric]:
+            return {"val/slope": Metric("max")}
+
+    recipe = Line(
+        transition=TransitionConfig(max_step=20), first_stage=StageConfig(), second_stage=SecondStageConfig()
+    )
+    assert recipe.metrics_and_objective() == {"val/objective": Metric("min"), "val/slope": Metric("max")}
+    plateau = TransitionConfig(max_step=20, plateau=PlateauConfig("val/objective", patience_steps=20))
+    assert not list(dataclasses.replace(recipe, transition=plateau).complaints())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.record import Record, StoredState, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.engine import Engine
@@ -23,16 +25,20 @@ from latentsync_ray.engine.messages import (
     Finished,
     GroupSetup,
     OrderFailure,
-    StoredState,
+    SegmentOutcome,
     Unfinished,
     WorkerOrder,
     WorkerSetup,
 )
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.pool import MAX_FAILED_STARTS
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.store.searches import Searches
+from latentsync_ray.store.upkeep import whole_records
 
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0))
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
 
@@ -55,7 +61,7 @@ class WithoutWorkers(Engine):
 
 
 def engine_setup(folder: Path, budget: BudgetConfig = BudgetConfig()) -> EngineSetup:  # noqa: B008
-    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), str(folder), False)
+    groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), 300.0, str(folder), False)
     return EngineSetup(groups, 0, budget, 1)
 
 
@@ -73,7 +79,7 @@ async def first_order(engine: Engine) -> WorkerOrder:
 
 def lost(parent: Segment, error: str) -> OrderFailure:
     """The state to start from is damaged or gone."""
-    return OrderFailure(error, Fault.ERROR, restarting=False, lost_parent=parent.key)
+    return OrderFailure(error, Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=parent.key)
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
@@ -114,7 +120,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
     class Slow(Store):
         """Says what there was before another worker published."""
 
-        def read_record(self, key: str) -> dict[str, Any] | None:
+        def read_record(self, key: str) -> Record | None:
             engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
             return None
 
@@ -130,13 +136,34 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
     asyncio.run(search())
 
 
+def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
+    """The order of two trials fails twice in the same way, and then for good."""
+
+    async def search() -> None:
+        engine = new_engine(tmp_path)
+        serving = serve(engine)
+        asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
+        await settle()
+        await first_order(engine)
+        failure = OrderFailure(
+            "no such clip", Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=None
+        )
+        await engine.order_failed("group-1", 0, failure)
+        assert (await engine.next_order("group-1", 1)) is not None
+        await engine.order_failed("group-1", 1, failure)
+        answers = [await asyncio.wait_for(answer, timeout=10) for answer in asking]
+        assert answers == [Failed("first_stage from step 0 to 4: no such clip")] * 2
+        assert (await engine.status()).notices == ("group-1: first_stage to step 4 for t0 and 1 more: no such clip",)
+        serving.cancel()
+
+    asyncio.run(search())
+
+
 def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
     """The parent's state is damaged, and the record of the segment before it, which would mend that, is gone."""
     parent = Segment("lost", "first_stage", {"num_workers": 1}, 4, 0, 8)
     child = Segment(parent.key, "first_stage", {"num_workers": 1}, 8, 0, 12)
-    Store(str(tmp_path)).publish(
-        parent.key, {"segment": parent.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1)}
-    )
+    Store(str(tmp_path)).publish(make_trained(parent), {"model.weight": torch.zeros(1)})
 
     async def search() -> None:
         engine = new_engine(tmp_path)
@@ -156,8 +183,8 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
 
 def publish(store: Store, *segments: Segment) -> None:
     for segment in segments:
-        record = {"segment": segment.to_dict(), "metrics": {"val/recon": float(segment.end_step)}}
-        store.publish(segment.key, record, {"model.weight": torch.zeros(1)})
+        trained = make_trained(segment, {"val/recon": float(segment.end_step)})
+        store.publish(trained, {"model.weight": torch.zeros(1)})
 
 
 def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_path: Path) -> None:
@@ -197,7 +224,7 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
     store.write_json("searches/other/spent.json", {"worker_seconds": 1.0, "wall_seconds": 1.0})
 
     def kept() -> set[str]:
-        return {key for key in store.keys() if (store.read_record(key) or {})["state"]["status"] == "kept"}  # noqa: SIM118
+        return {key for key, record in whole_records(store).items() if record.state.kept}
 
     async def search() -> None:
         engine = new_engine(tmp_path)
@@ -209,12 +236,55 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
         assert kept() == {first.key, second.key, third.key}
         await engine.checkpoint("t1", first.key)  # meanwhile it is needed again
         await engine.run("t0", "process", "root", third)
-        (tmp_path / "searches/other/spent.json").unlink()
+        await engine.end_trial("t0", "process", third.key)
+        ended = TrialResult(0, {}, (), TrialStatus.FINISHED)
+        write_trials(store, "searches/other", [ended], ended, 0)
         await engine.stop()
         await serving
         assert kept() == {first.key, third.key}
 
     asyncio.run(search())
+
+
+@pytest.mark.parametrize("phase", ["interrupted", "unknown", "given up"])
+def test_what_an_interrupted_search_may_need_is_not_dropped(phase: str, tmp_path: Path) -> None:
+    """It may branch from step 4 on, where this search, which branches at 32, needs nothing any more."""
+    segments = [Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 2)]
+    for end in range(4, 18, 2):
+        segments.append(Segment(segments[-1].key, "first_stage", {"num_workers": 1}, end - 2, 0, end))
+    *found, own = segments
+    store = Store(str(tmp_path))
+    publish(store, *found)
+    if phase == "unknown":
+        store.write_json("searches/other/decisions/1.json", {})
+    else:
+        write_trials(store, "searches/other", [], None, 4)
+    if phase == "given up":
+        Searches(store).give_up("other")
+
+    async def search() -> None:
+        setup = dataclasses.replace(engine_setup(tmp_path), keep_first_stage_from=32)
+        engine = WithoutWorkers(setup, Clock())
+        serving = serve(engine)
+        for segment in found:
+            await engine.run("t0", "process", "root", segment)
+        asking = asyncio.create_task(engine.run("t0", "process", "root", own))
+        await settle()
+        assert (await first_order(engine)).segment == own
+        publish(store, own)
+        finished = asyncio.create_task(engine.order_finished("group-1", 0, OUTCOME))
+        await asyncio.wait_for(asking, timeout=10)
+        notices = (await engine.status()).notices
+        said = ["other was interrupted and may go on" in notice for notice in notices]
+        assert said == ([] if phase == "given up" else [True])
+        await engine.end_trial("t0", "process", own.key)
+        await engine.background.wait()
+        finished.cancel()
+        serving.cancel()
+
+    asyncio.run(search())
+    dropped = [segment.end_step for segment in segments if not whole_records(store)[segment.key].state.kept]
+    assert dropped == ([2, 4, 6, 8, 10, 12, 14] if phase == "given up" else [])
 
 
 def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) -> None:
@@ -224,21 +294,22 @@ def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) 
         segments.append(Segment(segments[-1].key, "second_stage", {"num_workers": 1}, end - 4, 0, end))
     store = Store(str(tmp_path))
     publish(store, *segments)
-    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments[:2]]
-    ended = TrialLog(0, {}, results, "finished")
-    write_trials(store, "searches/ended", {0: ended}, ended, 0)
+    results = tuple(Boundary.after(segment, {}) for segment in segments[:2])
+    ended = TrialResult(0, {}, results, TrialStatus.FINISHED)
+    write_trials(store, "searches/ended", [ended], ended, 0)
 
     async def search() -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
         for segment in segments:
             await engine.run("t0", "process", "root", segment)
+        await engine.end_trial("t0", "process", segments[-1].key)
         await engine.stop()
         await serving
 
     asyncio.run(search())
-    kept = [(store.read_record(segment.key) or {})["state"]["status"] for segment in segments]
-    assert kept == ["dropped", "kept", "dropped", "kept"]
+    records = whole_records(store)
+    assert [records[segment.key].state.kept for segment in segments] == [False, True, False, True]
 
 
 def test_groups_that_never_come_up_are_given_up(tmp_path: Path) -> None:
@@ -292,7 +363,7 @@ def test_a_full_budget_of_storage_first_takes_what_no_trial_needs(tmp_path: Path
     second = Segment(first.key, "second_stage", {"num_workers": 1}, 4, 4, 8)
     store = Store(str(tmp_path))
     for segment in (first, second):
-        store.publish(segment.key, {"segment": segment.to_dict(), "metrics": {}}, {"model.weight": torch.zeros(1000)})
+        store.publish(make_trained(segment), {"model.weight": torch.zeros(1000)})
     both = store.state_bytes()
     assert both > 8000
 

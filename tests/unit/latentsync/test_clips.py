@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, file_sha256, keyed_generator, save_clip
+from latentsync_ray.core.hashing import file_sha256
+from latentsync_ray.latentsync.data.clips import FORMAT, Index, PreparedClips, keyed_generator, save_clip
 from latentsync_ray.latentsync.data.media import face_mask
 
 RESOLUTION, NUM_LAYERS, WIDTH = 32, 5, 6

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import make_segment, make_trained
 from safetensors.torch import load_file
 
 from latentsync_ray.config.loading import load_recipe
@@ -161,9 +162,8 @@ def test_a_run_stopped_at_any_boundary_goes_on_to_the_same_bits(recipe: LatentSy
     assert len({weights for weights, _, _ in whole}) == len(SEGMENTS)
     store = Store(str(tmp_path))
     for boundary in range(1, len(SEGMENTS)):
-        key = f"{boundary:064d}"
-        record = store.publish(key, {}, whole[boundary - 1][2])
-        stored = store.read_state(key, record["state"])
+        record = store.publish(make_trained(make_segment(boundary)), whole[boundary - 1][2])
+        stored = store.read_state(record.key, record.state.sha256)
         rest = run(new_training(recipe), recipe, SEGMENTS[boundary:], stored, SEGMENTS[boundary - 1][0])
         for (weights, metrics, state), (weights_again, metrics_again, state_again) in zip(
             whole[boundary:], rest, strict=True

@@ -242,6 +242,7 @@ def test_more_frames_than_positions_are_refused() -> None:
         unet(*tiny_inputs())
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_compiled_unet_is_one_graph_and_computes_the_same() -> None:
     """Traced and differentiated as for any compiler, but not handed to one, which takes minutes on a CPU."""

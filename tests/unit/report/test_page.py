@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from latentsync_ray.config.domains import Choice, Grid
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.report.page import report_html
-from latentsync_ray.report.trials import TrialLog
+from latentsync_ray.report.page import page_html
+from latentsync_ray.report.summary import Summary
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 GRID = {
@@ -60,35 +62,44 @@ class Page(HTMLParser):
         return [trace for trace in self.figures[0] if trace["mode"] == mode and trace["x"] != [None]]
 
 
-def results(first: int, second: int, branch: object, value: float = 1.0) -> list[dict[str, Any]]:
+def results(first: int, second: int, branch: object, value: float = 1.0) -> tuple[Boundary, ...]:
     """Boundaries of 20 steps in stage one, with keys that trials have in common, and of 10 in stage two."""
-    made = []
+    made: list[Boundary] = []
     for step in [*range(20, first + 1, 20), *range(first + 10, first + second + 1, 10)]:
         stage = "first_stage" if step <= first else "second_stage"
         metrics = {f"val/{term}": value / step for term in ("objective", "recon", "sync", "lpips", "trepa")}
         key = f"key-{step}" if step <= first else f"key-{branch}-{step}"
-        place = {"global_step": step, "stage": stage, "second_stage_step": max(0, step - first), "key": key}
-        made.append({**metrics, **place, "cached": False})
-    return made
+        parent = made[-1].key if made else "root"
+        made.append(Boundary(key, parent, stage, step, max(0, step - first), metrics))
+    return tuple(made)
 
 
-def render(trials: list[TrialLog], best: int | None, **search: Any) -> str:
-    summary = {
-        "best": None if best is None else {"trial": best},
-        "trials": len(trials),
-        "trials_by_status": {"finished": 1, "stopped": 0, "diverged": 0, "failed": 0},
-        "steps_trained": 1234,
-        "steps_distinct": 2345,
-        "steps_without_sharing": 5678,
-        "sharing_factor": 2.42,
-        "gpu_seconds": 100.0,
-        "wall_seconds": 3725.4,
-        "notices": [],
-    }
-    return report_html(SearchConfig("recipe", "a search", **search), {t.number: t for t in trials}, summary)
+def with_objective(point: Boundary, value: float) -> Boundary:
+    return replace(point, metrics={**point.metrics, "val/objective": value})
 
 
-def grid_trials() -> list[TrialLog]:
+def render(trials: list[TrialResult], best: int | None, **search: Any) -> str:
+    summary = Summary(
+        search=SearchConfig("recipe", "a search", **search),
+        trials=tuple(trials),
+        best=None if best is None else trials[best],
+        steps_trained=1234,
+        steps_distinct=2345,
+        steps_without_sharing=5675,
+        steps_unfinished=0,
+        stopped_by=None,
+        worker_seconds=100.0,
+        train_seconds=0.0,
+        validate_seconds=0.0,
+        wall_seconds=3725.4,
+        clonings=(),
+        inputs={},
+        notices=(),
+    )
+    return page_html(summary)
+
+
+def grid_trials() -> list[TrialResult]:
     trials = []
     for number in range(8):
         at_step, lr, modules = (40, 80)[number & 1], (1e-4, 3e-3)[number >> 1 & 1], (None, ["attn2"])[number >> 2]
@@ -98,8 +109,8 @@ def grid_trials() -> list[TrialLog]:
             "second_stage.trainable_modules": modules,
         }
         done = number % 3 == 0
-        status = "finished" if done else "stopped"
-        trials.append(TrialLog(number, parameters, results(at_step, 40 if done else 20, number), status))
+        status = TrialStatus.FINISHED if done else TrialStatus.STOPPED
+        trials.append(TrialResult(number, parameters, results(at_step, 40 if done else 20, number), status))
     return trials
 
 
@@ -128,33 +139,40 @@ def test_stage_tree_draws_stage_one_once_and_every_branch_from_its_transition():
 
 
 def test_stage_one_that_differs_is_drawn_for_each():
-    trials = [TrialLog(number, {}, results(40, 20, number)) for number in range(2)]
-    for trial in trials:
-        trial.status = "finished"
-        for result in trial.results:
-            result["key"] += f"-{trial.number}"
+    trials = [
+        TrialResult(
+            number,
+            {},
+            tuple(replace(point, key=f"{point.key}-{number}") for point in results(40, 20, number)),
+            TrialStatus.FINISHED,
+        )
+        for number in range(2)
+    ]
     assert [trace["x"] for trace in Page(render(trials, best=0)).traces("lines")][:2] == [[20, 40]] * 2
 
 
 def test_one_trial_without_parameters():
-    page = Page(render([TrialLog(0, {}, results(40, 20, 0), "finished")], best=0))
+    page = Page(render([TrialResult(0, {}, results(40, 20, 0), TrialStatus.FINISHED)], best=0))
     assert page.headings == ["Stage tree", "Validation terms of trial 0", "Trials"]
     assert [trace["x"] for trace in page.traces("lines")] == [[20, 40], [40, 50, 60]]
 
 
 def test_second_stage_not_reached():
-    page = Page(render([TrialLog(0, {}, results(60, 0, 0), "stopped")], best=0))
+    page = Page(render([TrialResult(0, {}, results(60, 0, 0), TrialStatus.STOPPED)], best=0))
     assert [trace["x"] for trace in page.traces("lines")] == [[20, 40, 60], []]
     assert page.rows[1][:5] == ["0", "stopped", "0.01667", "-", "60"]
 
 
 def test_failed_trials_and_trials_without_results():
     names = {"second_stage.optimizer.lr": {"loguniform": [1e-5, 1e-2]}}
-    trials = [TrialLog(number, {"second_stage.optimizer.lr": 10.0 ** (number - 5)}) for number in range(4)]
-    trials[0].results, trials[0].status = results(40, 20, 0), "finished"
-    trials[1].results, trials[1].status = results(40, 10, 1), "failed"
-    trials[1].results[-1]["val/objective"] = float("nan")
-    trials[2].status, trials[2].error = "failed", "RuntimeError: <script>no</script> & so on"
+    values = [{"second_stage.optimizer.lr": 10.0 ** (number - 5)} for number in range(4)]
+    *points, last = results(40, 10, 1)
+    trials = [
+        TrialResult(0, values[0], results(40, 20, 0), TrialStatus.FINISHED),
+        TrialResult(1, values[1], (*points, with_objective(last, float("nan"))), TrialStatus.FAILED),
+        TrialResult(2, values[2], status=TrialStatus.FAILED, error="RuntimeError: <script>no</script> & so on"),
+        TrialResult(3, values[3]),
+    ]
     text = render(trials, best=0, param_space=names)
     page = Page(text)
 
@@ -169,19 +187,19 @@ def test_failed_trials_and_trials_without_results():
 
 
 def test_nothing_reported():
-    page = Page(render([TrialLog(0, {}, status="failed", error="RuntimeError: gone")], best=None))
+    page = Page(render([TrialResult(0, {}, status=TrialStatus.FAILED, error="RuntimeError: gone")], best=None))
     assert page.headings == ["Trials"]
     assert page.rows[1][-1] == "RuntimeError: gone"
 
 
 @pytest.mark.parametrize(("mode", "good"), [("min", 0.2), ("max", 0.8)])
 def test_a_diverged_branch_does_not_flatten_the_others(mode, good):
-    trials = [TrialLog(number, {}, results(40, 20, number), "finished") for number in range(4)]
     bad = 1000.0 if mode == "min" else -1000.0
-    for trial in trials:
-        for result in trial.results:
-            result["val/objective"] = 0.5
-        trial.results[-1]["val/objective"] = bad if trial.number == 3 else good
+    trials = []
+    for number in range(4):
+        *points, last = (with_objective(point, 0.5) for point in results(40, 20, number))
+        end = with_objective(last, bad if number == 3 else good)
+        trials.append(TrialResult(number, {}, (*points, end), TrialStatus.FINISHED))
     low, high = Page(render(trials, best=0, mode=mode)).layouts[0]["yaxis"]["range"]
     assert low < 0.5 < high
     assert low < good < high

@@ -1,8 +1,6 @@
 """What a search says at its end, on trials made by hand."""
 
 import csv
-import dataclasses
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from ray.tune.experiment import Trial
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from records import make_trained
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
-from latentsync_ray.report.report import read_finished, write_report
-from latentsync_ray.report.trials import TrialLog, best_trial, leave_unfinished, write_trials
-from latentsync_ray.search.progress import Progress
-from latentsync_ray.search.tensorboard import TensorBoardLog
+from latentsync_ray.report.report import report_lines, write_report
+from latentsync_ray.report.summary import Summary, summarise
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus, best_trial, with_unfinished
+from latentsync_ray.report.trials_file import read_finished, read_trials, write_trials
 from latentsync_ray.store import Store
 
 FIGURES = {"syncnet_accuracy": 0.94}
@@ -42,114 +39,72 @@ def search(mode: str = "min") -> SearchConfig:
     return SearchConfig(recipe="r", name="s", mode=mode, param_space=space)  # type: ignore[arg-type]
 
 
+SEGMENTS: dict[str, Segment] = {}
+"""By key, those of all trials that were made."""
+
+
 def trial(
     number: int, transition_step: int, values: list[float], status: str = "finished", lr: str = "a"
-) -> TrialLog:
+) -> TrialResult:
     """A trial with boundaries every 20 steps in stage one and every 10 in stage two."""
-    log = TrialLog(number, {"transition.at_step": transition_step}, status=status)
-    step = 0
+    results: list[Boundary] = []
+    end = 0
     for value in values:
-        first = step < transition_step
-        step += 20 if first else 10
-        log.results.append(
-            {
-                "val/objective": value,
-                "train/loss": value / 2,
-                "global_step": step,
-                "stage": "first_stage" if first else "second_stage",
-                "second_stage_step": 0 if first else step - transition_step,
-                "cached": number > 0 and first,
-                "key": f"first-{step}" if first else f"{transition_step}-{lr}-{step}",
-                "done": False,
-            }
-        )
-        log.asked[log.last["key"]] = 20 if first else 10
-        if log.last["cached"]:
-            log.shared.append(log.last["key"])
-    return log
+        first, start = end < transition_step, end
+        end += 20 if first else 10
+        stage, stage_start = ("first_stage", 0) if first else ("second_stage", transition_step)
+        parent = results[-1].key if results else "root"
+        segment = Segment(parent, stage, {"lr": "" if first else lr}, start, stage_start, end)
+        SEGMENTS[segment.key] = segment
+        results.append(Boundary.after(segment, {"val/objective": value, "train/loss": value / 2}))
+    trunk = [point.key for point in results if point.stage == "first_stage"]
+    return TrialResult(
+        number,
+        {"transition.at_step": transition_step},
+        tuple(results),
+        TrialStatus(status),
+        asked={point.key: 20 if point.key in trunk else 10 for point in results},
+        shared=tuple(trunk) if number > 0 else (),
+    )
 
 
-def numbered(*trials: TrialLog) -> dict[int, TrialLog]:
-    return {log.number: log for log in trials}
+def publish_last(store: Store, trial: TrialResult) -> None:
+    """Has a store keep what a trial has reached."""
+    if trial.key is not None:
+        store.publish(make_trained(SEGMENTS[trial.key]), {"model.weight": torch.zeros(1)})
+
+
+def failed(number: int, error: str = "boom", **config: Any) -> TrialResult:
+    return TrialResult(number, config, status=TrialStatus.FAILED, error=error)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 2)])
 def test_the_best_is_the_best_at_its_end(mode: str, best: int) -> None:
-    trials = numbered(trial(0, 20, [1, 5]), trial(1, 20, [9, 2]), trial(2, 20, [3, 8]), trial(3, 20, [0, 5]))
+    trials = [trial(0, 20, [1, 5]), trial(1, 20, [9, 2]), trial(2, 20, [3, 8]), trial(3, 20, [0, 5])]
     assert best_trial(search(mode), trials) is trials[best]
 
 
 def test_without_a_finished_trial_there_is_no_best() -> None:
     stopped, finished = trial(0, 20, [1], "stopped"), trial(1, 20, [9, 2])
-    failed_at_once = TrialLog(2, {}, status="failed")
-    assert best_trial(search(), numbered(stopped, finished, failed_at_once)) is finished
+    failed_at_once = failed(2)
+    assert best_trial(search(), [stopped, finished, failed_at_once]) is finished
     diverged = trial(3, 20, [1, 1], "diverged")
-    assert best_trial(search(), numbered(stopped, failed_at_once, diverged)) is None
-    assert best_trial(search(), {}) is None
+    assert best_trial(search(), [stopped, failed_at_once, diverged]) is None
+    assert best_trial(search(), []) is None
 
 
 def test_the_first_of_equals_is_the_best() -> None:
-    trials = numbered(trial(2, 20, [1, 1]), trial(0, 20, [1, 1]), trial(1, 20, [1, 1]))
+    trials = [trial(2, 20, [1, 1]), trial(0, 20, [1, 1]), trial(1, 20, [1, 1])]
     for mode in ("min", "max"):
-        assert best_trial(search(mode), trials) is trials[0]
+        assert best_trial(search(mode), trials) is trials[1]
 
 
 def test_a_trial_knows_where_it_left_stage_one_and_what_it_shared() -> None:
-    log = trial(1, 40, [1, 1, 1, 1])
-    assert (log.transition_step, log.num_steps_shared) == (40, 40)
+    made = trial(1, 40, [1, 1, 1, 1])
+    assert (made.transition_step, made.num_steps_shared) == (40, 40)
     assert trial(0, 40, [1, 1]).transition_step is None
-    assert TrialLog(0, {}).transition_step is None
-    assert TrialLog(0, {}).num_steps_shared == 0
-
-
-def test_a_trial_may_fail_before_it_began() -> None:
-    """The process that it was to take over is lost; Ray Tune then says nothing of it before."""
-    progress = Progress()
-    lost = Trial("trial", stub=True, trial_id="a1b2_00007", config={"second_stage.optimizer.lr": 1e-4})
-    progress.on_trial_error(0, [lost], lost)
-    assert progress.trials == {7: TrialLog(7, lost.config, status="failed", error="unknown error")}
-
-
-def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
-    """Two trials with a stage one in common: losses of every step, metrics and a picture of every boundary."""
-    store = Store(str(tmp_path))
-    log = TensorBoardLog(store, "searches/s")
-    trials = [Trial("trial", stub=True, trial_id=f"a1b2_0000{number}", config={}) for number in range(2)]
-
-    def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
-        picture = io.BytesIO()
-        Image.new("RGB", (6, 4), colour).save(picture, "PNG")
-        record = {"steps": [{"loss": loss, "lr": loss / 8} for loss in losses]}
-        store.publish(key, record, {"model.weight": torch.zeros(1)}, picture.getvalue())
-        end = start + len(losses)
-        place = {"stage": stage, "start_step": start, "global_step": end, "key": key, "parent": "", "cached": False}
-        means = {"train/loss": sum(losses) / len(losses), "val/objective": value, "time_total_s": 1.0}
-        log.on_trial_result(0, trials, trials[number], {**place, **means})
-
-    branches = [([8.0, 6.0, 4.0], 2.0, (4, 5, 6)), ([16.0, 12.0, 9.0], 3.0, (7, 8, 9))]
-    for number, branch in enumerate(branches):
-        reach(number, "trunk", "first_stage", 0, [0.5, 0.25], 4.0, (1, 2, 3))
-        reach(number, f"branch-{number}", "second_stage", 2, *branch)
-
-    for number, (losses, value, colour) in enumerate(branches):
-        folder = tmp_path / f"searches/s/tensorboard/trial-000{number}"
-        events = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()  # 0: all of them
-        curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.scalars.Keys()}
-        assert curves == {
-            "first_stage/train/loss": [(1, 0.5), (2, 0.25)],
-            "first_stage/train/lr": [(1, 0.0625), (2, 0.03125)],
-            "first_stage/val/objective": [(2, 4.0)],
-            "second_stage/train/loss": [(3 + step, loss) for step, loss in enumerate(losses)],
-            "second_stage/train/lr": [(3 + step, loss / 8) for step, loss in enumerate(losses)],
-            "second_stage/val/objective": [(5, value)],
-            "val/objective": [(2, 4.0), (5, value)],
-        }
-        pictures = {tag: events.Images(tag) for tag in events.images.Keys()}
-        assert pictures.keys() == {"first_stage/preview", "second_stage/preview"}
-        for tag, step, shown in [("first_stage/preview", 2, (1, 2, 3)), ("second_stage/preview", 5, colour)]:
-            (event,) = pictures[tag]
-            assert event.step == step
-            assert Image.open(io.BytesIO(event.encoded_image_string)).getcolors() == [(6 * 4, shown)]
+    assert TrialResult(0, {}).transition_step is None
+    assert TrialResult(0, {}).num_steps_shared == 0
 
 
 @pytest.fixture(scope="module")
@@ -159,46 +114,63 @@ def recipe() -> Recipe:
     return load_recipe(Path(__file__).parents[3] / "configs" / "demo", {**steps, **stages})
 
 
-def report(trials: dict[int, TrialLog], recipe: Recipe, folder: Path) -> tuple[bool, dict[str, Any]]:
-    succeeded = write_report(Store(str(folder)), "searches/s", search(), recipe, trials, STATUS, [], FIGURES, 12.5)
-    return succeeded, json.loads((folder / "searches/s/summary.json").read_text())
+def summary_of(recipe: Recipe, *trials: TrialResult) -> Summary:
+    return summarise(search(), recipe, trials, STATUS, [], FIGURES, 12.5)
 
 
-def test_the_summary_counts_every_step_once(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5]), trial(2, 40, [4, 3, 2.5], "stopped", "b"))
-    trials[1].parameters["second_stage.optimizer.implementation"] = "fused"
-    succeeded, summary = report(trials, recipe, tmp_path)
-    assert succeeded
-    assert summary["trials_by_status"] == {
-        "finished": 2,
-        "stopped": 1,
-        "diverged": 0,
-        "failed": 0,
-        "unfinished": 0,
-    }
+def report(recipe: Recipe, folder: Path, *trials: TrialResult) -> Summary:
+    summary = summary_of(recipe, *trials)
+    write_report(Store(str(folder)), "searches/s", recipe, summary)
+    return summary
+
+
+def test_the_summary_counts_every_step_once(recipe: Recipe) -> None:
+    best = trial(1, 40, [4, 3, 1.5])
+    best = replace(best, config={**best.config, "second_stage.optimizer.implementation": "fused"})
+    summary = summary_of(recipe, best, trial(0, 20, [4, 3, 2]), trial(2, 40, [4, 3, 2.5], "stopped", "b"))
+    assert [trial.number for trial in summary.trials] == [0, 1, 2] and summary.best is best and summary.succeeded
+    assert summary.num_by_status == {"finished": 2, "stopped": 1, "diverged": 0, "failed": 0, "unfinished": 0}
     # Stage one 20 + 20; stage two 20 after step 20, and 10 twice after step 40, under different settings.
-    assert summary["steps_distinct"] == 40 + 20 + 10 + 10
-    assert summary["steps_without_sharing"] == 40 + 50 + 50
-    assert summary["sharing_factor"] == 140 / 80
-    assert summary["steps_trained"] == 30
-    assert (summary["train_seconds"], summary["validate_seconds"]) == (5.0, 0.75)
-    assert (summary["gpu_seconds"], summary["wall_seconds"]) == (9.0, 12.5)
-    assert summary["inputs"] == FIGURES
-    assert summary["notices"] == list(STATUS.notices)
-    assert summary["best"]["trial"] == 1
+    assert summary.steps_distinct == 40 + 20 + 10 + 10
+    assert summary.steps_without_sharing == 40 + 50 + 50
+    assert summary.sharing_factor == 140 / 80
+    assert summary.steps_trained == 30
+    assert (summary.train_seconds, summary.validate_seconds) == (5.0, 0.75)
 
-    said = capsys.readouterr().out
+    said = "\n".join(report_lines(summary))
     assert "best: trial 1, val/objective 1.5, transition at step 40" in said
     assert "transition.at_step 40, second_stage.optimizer.implementation fused\n" in said
     assert "steps: 30 trained now, 80 distinct, 140 without sharing (factor 1.75)" in said
 
 
+def test_summary_json_has_what_the_readme_names(recipe: Recipe, tmp_path: Path) -> None:
+    report(recipe, tmp_path, trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5]))
+    written = json.loads((tmp_path / "searches/s/summary.json").read_text())
+    best = {"trial": 1, "status": "finished", "transition.at_step": 40, "transition_step": 40}
+    assert best.items() <= written.pop("best").items()
+    del written["checksum"]
+    assert written == {
+        "trials": 2,
+        "trials_by_status": {"finished": 2, "stopped": 0, "diverged": 0, "failed": 0, "unfinished": 0},
+        "steps_trained": 30,
+        "steps_distinct": 70,
+        "steps_without_sharing": 90,
+        "steps_unfinished": 0,
+        "stopped_by": None,
+        "sharing_factor": 90 / 70,
+        "gpu_seconds": 9.0,
+        "train_seconds": 5.0,
+        "validate_seconds": 0.75,
+        "wall_seconds": 12.5,
+        "exploits": [],
+        "inputs": FIGURES,
+        "notices": list(STATUS.notices),
+    }
+
+
 def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> None:
-    failed = TrialLog(3, {"transition.at_step": 40}, status="failed", error="boom")
-    succeeded, _ = report(numbered(failed, trial(1, 40, [4, 3, 1.5]), trial(0, 20, [4, 3, 2])), recipe, tmp_path)
-    assert not succeeded
+    last = failed(3, **{"transition.at_step": 40})
+    assert not report(recipe, tmp_path, last, trial(1, 40, [4, 3, 1.5]), trial(0, 20, [4, 3, 2])).succeeded
     with (tmp_path / "searches/s/trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["0", "1", "3"]
@@ -212,7 +184,7 @@ def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> 
         "second_stage_step": "20",
         "train/loss": "1.0",
         "val/objective": "2",
-        "key": "20-a-40",
+        "key": trial(0, 20, [4, 3, 2]).key,
     }
     assert rows[2]["status"] == "failed"
     assert rows[2]["val/objective"] == rows[2]["transition_step"] == ""
@@ -220,35 +192,32 @@ def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> 
 
 def test_the_best_recipe_can_be_trained_again(recipe: Recipe, tmp_path: Path) -> None:
     best = trial(0, 40, [4, 3, 1.5])
-    best.parameters["second_stage.optimizer.lr"] = 3e-5
-    report(numbered(best), recipe, tmp_path)
-    assert load_recipe(tmp_path / "searches/s/best") == with_overrides(recipe, best.parameters)
+    best = replace(best, config={**best.config, "second_stage.optimizer.lr": 3e-5})
+    report(recipe, tmp_path, best)
+    assert load_recipe(tmp_path / "searches/s/best") == with_overrides(recipe, best.config)
 
 
-def test_a_search_without_any_result_still_says_so(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    failed = TrialLog(0, {}, status="failed", error="first_stage from step 0 to 20: boom")
-    succeeded, summary = report(numbered(failed), recipe, tmp_path)
-    assert not succeeded
-    assert summary["best"] is None
-    assert (summary["steps_distinct"], summary["sharing_factor"]) == (0, 1.0)
+def test_a_search_without_any_result_still_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    summary = report(recipe, tmp_path, failed(0, "first_stage from step 0 to 20: boom"))
+    assert not summary.succeeded
+    assert summary.best is None
+    assert (summary.steps_distinct, summary.sharing_factor) == (0, 1.0)
     assert not (tmp_path / "searches/s/best").exists()
-    said = capsys.readouterr().out
-    assert "trial 0 failed: first_stage from step 0 to 20: boom\n" in said
-    assert "best: none, since no trial has run to its end\n" in said
+    assert report_lines(summary)[:2] == [
+        "trial 0 failed: first_stage from step 0 to 20: boom",
+        "best: none, since no trial has run to its end",
+    ]
 
 
-def test_a_search_succeeds_if_a_trial_runs_to_its_end(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    diverged = dataclasses.replace(trial(1, 20, [4, 3, 99]), status="diverged", error="at step 40 it is 99")
-    assert report(numbered(trial(0, 20, [4, 3, 2]), diverged), recipe, tmp_path)[0]
-    assert "trial 1 diverged: at step 40 it is 99\n" in capsys.readouterr().out
+def test_a_search_succeeds_if_a_trial_runs_to_its_end(recipe: Recipe, tmp_path: Path) -> None:
+    diverged = replace(trial(1, 20, [4, 3, 99], "diverged"), error="at step 40 it is 99")
+    summary = report(recipe, tmp_path, trial(0, 20, [4, 3, 2]), diverged)
+    assert summary.succeeded
+    assert "trial 1 diverged: at step 40 it is 99" in report_lines(summary)
     assert (tmp_path / "searches/s/best").is_dir()
     # Without one there is no best, nor what an earlier call has called so.
-    succeeded, summary = report(numbered(diverged, trial(0, 20, [4, 3], "stopped")), recipe, tmp_path)
-    assert not succeeded and summary["best"] is None and not (tmp_path / "searches/s/best").exists()
+    summary = report(recipe, tmp_path, diverged, trial(0, 20, [4, 3], "stopped"))
+    assert not summary.succeeded and summary.best is None and not (tmp_path / "searches/s/best").exists()
 
 
 def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
@@ -256,11 +225,12 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
 ) -> None:
     store = Store(str(tmp_path))
     assert read_finished(store, "searches/s") is None
-    trials = numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5], "stopped"))
-    report(trials, recipe, tmp_path)
+    trials = [trial(0, 20, [4, 3, 2]), trial(1, 40, [4, 3, 1.5], "stopped")]
+    report(recipe, tmp_path, *trials)
+    assert read_trials(store, "searches/s") == (trials, trials[0])
     assert read_finished(store, "searches/s") is None
-    for log in trials.values():
-        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
+    for made in trials:
+        publish_last(store, made)
     assert read_finished(store, "searches/s") == trials
 
     file = tmp_path / "searches/s/trials.json"
@@ -272,40 +242,40 @@ def test_a_finished_search_is_read_back_as_long_as_its_segments_are_there(
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(f"{file}: ") and line.endswith("; the search runs again and finds what it can use")
     file.write_text(whole)
-    write_trials(store, "searches/s", {}, None, 0)  # it has begun again
+    write_trials(store, "searches/s", [], None, 0)  # it has begun again
     assert read_finished(store, "searches/s") is None
     file.write_text(whole)
-    (tmp_path / "segments" / trials[1].last["key"] / "record.json").write_text("{")
+    (tmp_path / "segments" / str(trials[1].key) / "record.json").write_text("{")
     assert read_finished(store, "searches/s") is None
 
 
-def test_a_search_that_a_budget_has_stopped_says_what_is_left(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trials = numbered(trial(0, 20, [4, 3, 2, 2]), trial(1, 40, [4, 3, 2], "running"))
-    asked = dataclasses.replace(search(), num_samples=2)
-    leave_unfinished(asked, trials)
-    assert [trials[number].status for number in sorted(trials)] == ["finished", *["unfinished"] * 3]
+def test_a_search_that_a_budget_has_stopped_says_what_is_left(recipe: Recipe, tmp_path: Path) -> None:
+    asked = replace(search(), num_samples=2)
+    trials = with_unfinished(asked, [trial(1, 40, [4, 3, 2], "running"), trial(0, 20, [4, 3, 2, 2])])
+    assert [(made.number, made.status) for made in trials] == [
+        (0, "finished"),
+        *((number, "unfinished") for number in (1, 2, 3)),
+    ]
     stopped = replace(STATUS, stopped_by=Exceeded("gpu_hours", 2, 1))
-    write_report(Store(str(tmp_path)), "searches/s", asked, recipe, trials, stopped, [], {}, 12.5)
-    summary = json.loads((tmp_path / "searches/s/summary.json").read_text())
-    assert (summary["trials"], summary["trials_by_status"]["unfinished"]) == (4, 3)
-    assert summary["stopped_by"] == str(stopped.stopped_by)
+    summary = summarise(asked, recipe, trials, stopped, [], {}, 12.5)
+    assert summary.num_by_status[TrialStatus.UNFINISHED] == 3 and len(summary.trials) == 4
+    assert summary.stopped_by == stopped.stopped_by
     left = recipe.second_stage.num_steps - 10 + 2 * (recipe.transition.max_step + recipe.second_stage.num_steps)
-    assert summary["steps_unfinished"] == left
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said == (
+    assert summary.steps_unfinished == left
+    assert report_lines(summary)[-1] == (
         f"stopped by budget.gpu_hours: 2 of 1 are used; unfinished: 3 of 4 trials, at most {left} steps; "
         "raise it and run the same command again to go on"
     )
-    for log in trials.values():
-        Store(str(tmp_path)).publish(log.last.get("key", "none"), {}, {"model.weight": torch.zeros(1)})
-    assert read_finished(Store(str(tmp_path)), "searches/s") is None
+    store = Store(str(tmp_path))
+    write_report(store, "searches/s", recipe, summary)
+    for made in trials:
+        publish_last(store, made)
+    assert read_finished(store, "searches/s") is None
 
 
 def test_a_search_with_a_failed_trial_is_not_finished(recipe: Recipe, tmp_path: Path) -> None:
-    store, trials = Store(str(tmp_path)), numbered(trial(0, 20, [4, 3, 2]), trial(1, 40, [4], "failed"))
-    for log in trials.values():
-        store.publish(log.last["key"], {}, {"model.weight": torch.zeros(1)})
-    report(trials, recipe, tmp_path)
+    store, trials = Store(str(tmp_path)), [trial(0, 20, [4, 3, 2]), trial(1, 40, [4], "failed")]
+    for made in trials:
+        publish_last(store, made)
+    report(recipe, tmp_path, *trials)
     assert read_finished(store, "searches/s") is None

@@ -5,13 +5,18 @@ from pathlib import Path
 import pytest
 
 from latentsync_ray.config.domains import Choice
-from latentsync_ray.search.journal import Decision, Exploit, Journal
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.transition import Observation
+from latentsync_ray.report.summary import Cloning
+from latentsync_ray.search.entries import Decision, Exploit, Suggestion
+from latentsync_ray.search.journal import Journal
+from latentsync_ray.search.pointer import Pointer
 from latentsync_ray.store import Store
 
 FOLDER = "searches/demo/decisions"
 VALUES = {"second_stage.optimizer.lr": 1e-4}
 STOP = Decision(0, 0, 20, VALUES, "STOP")
-POINTER = {"last": {"end_step": 40}, "history": [[40, {"val/recon": 0.25}]]}
+POINTER = Pointer(Segment("root", "first_stage", {}, 20, 0, 40), (Observation(40, {"val/recon": 0.25}),))
 CLONE = Decision(
     3, 1, 60, VALUES, "NOOP", Exploit(2, "abc", {"second_stage.optimizer.lr": 1e-4}, POINTER, 40.0, 30.0)
 )
@@ -32,20 +37,19 @@ def test_exploits_and_suggestions_are_read_as_they_were_written(tmp_path: Path) 
     store = Store(str(tmp_path))
     journal = Journal(store, FOLDER)
     journal.write(CLONE)
-    journal.write_suggestion(7, {"transition.at_step": 40})
+    journal.write_suggestion(Suggestion(7, {"transition.at_step": 40}))
     space = {"transition.at_step": Choice((40, 80))}
     again = Journal(store, FOLDER)
     assert again.lookup(3, 1, 60, VALUES) == CLONE
     assert again.suggestion(7, space) == {"transition.at_step": 40} and again.suggestion(6, space) is None
-    (exploit,) = again.exploits()
-    assert (exploit["trial"], exploit["source"], exploit["global_step"], exploit["source_step"]) == (3, 2, 60, 40)
+    assert again.clonings() == [Cloning(3, 60, source=2, source_step=40, key="abc", parameters=VALUES)]
 
 
 def test_an_entry_that_was_made_for_other_values_is_never_applied(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     first = Journal(store, FOLDER)
     first.write(STOP)
-    first.write_suggestion(7, {"transition.at_step": 40})
+    first.write_suggestion(Suggestion(7, {"transition.at_step": 40}))
     journal = Journal(store, FOLDER)
     assert journal.lookup(0, 0, 20, {"second_stage.optimizer.lr": 2e-4}) is None
     assert journal.suggestion(7, {"transition.at_step": Choice((80, 120))}) is None

@@ -1,8 +1,9 @@
 """The line that tells how fast a stage is trained."""
 
+from latentsync_ray.core.record import Speed, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.training import StepWork
-from latentsync_ray.engine.messages import Speed, StageTotals, Timings
+from latentsync_ray.engine.messages import StageTotals
 from latentsync_ray.engine.speed import segment_speed
 from latentsync_ray.engine.totals import Totals
 from latentsync_ray.search.live import speed_line

@@ -1,14 +1,15 @@
 """A search that is run again decides as it did before, in whatever order results arrive."""
 
 from pathlib import Path
-from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.halving import ASHA, HyperBand
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.promotion import PromotingASHA
+from latentsync_ray.search.reported import Reported, TuneResult
 from latentsync_ray.search.schedulers import JournaledScheduler
 from latentsync_ray.store import Store
 
@@ -23,6 +24,11 @@ def asha() -> ASHAScheduler:
     return scheduler
 
 
+def result_at(step: int, loss: float, diverged: str | None = None) -> TuneResult:
+    boundary = Boundary(f"key-{step}", "parent", "second_stage", step, step, {"val/objective": loss})
+    return Reported.reached(boundary, step - 4, cached=False, diverged=diverged).to_result()
+
+
 def run(
     scheduler: TrialScheduler, experiment: str, arrivals: list[int], steps: tuple[int, ...] = (20, 40)
 ) -> Decisions:
@@ -33,7 +39,7 @@ def run(
     decisions: Decisions = {}
     for step in steps:
         for number in arrivals:
-            result = {"global_step": step, "val/objective": LOSSES[number], "training_iteration": step // 20}
+            result = result_at(step, LOSSES[number]) | {"training_iteration": step // 20}
             decisions[number, step] = scheduler.on_trial_result(None, trials[number], result)
     return decisions
 
@@ -109,9 +115,9 @@ class Controller:
         number = self.trials.index(trial)
         self.steps[trial] += 4
         step = self.steps[trial]
-        result = {"global_step": step, "second_stage_step": step, "val/objective": self.scores[number]}
+        result = result_at(step, self.scores[number])
         if step >= self.diverging.get(number, 1000):
-            self._complete(trial, {**result, "error": "it is nan", "diverged": True}, "diverged")
+            self._complete(trial, result_at(step, self.scores[number], "it is nan"), "diverged")
         elif step >= self.lengths[number]:
             self._complete(trial, result, "finished")
         else:
@@ -121,7 +127,7 @@ class Controller:
             elif decision == TrialScheduler.PAUSE:
                 trial.set_status(Trial.PAUSED)
 
-    def _complete(self, trial: Trial, result: dict[str, Any], end: str) -> None:
+    def _complete(self, trial: Trial, result: TuneResult, end: str) -> None:
         self.scheduler.on_trial_complete(self, trial, result)
         self._end(trial, end)
 

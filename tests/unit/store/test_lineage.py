@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
@@ -40,7 +41,7 @@ def trained(tmp_path: Path) -> tuple[Store, list[Segment]]:
     """A store with the trial of the recipe: 20 and 40 in stage one, 50 and 60 in stage two; some states dropped."""
     store, segments = Store(str(tmp_path)), list[Segment]()
     for segment in PlannedTrial(0, TrialRecipe.of(RECIPE), ROOT).walk():
-        store.publish(segment.key, {"segment": segment.to_dict()}, {"model.weight": torch.zeros(1)})
+        store.publish(make_trained(segment), {"model.weight": torch.zeros(1)})
         segments.append(segment)
     store.drop_state(segments[0].key)
     store.drop_state(segments[2].key)

@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from records import make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.report.trials import TrialLog, write_trials
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
+from latentsync_ray.store.searches import Phase, Searches
 from latentsync_ray.store.upkeep import (
     damages,
     needed_states,
-    others_running,
-    states_of_others,
     unneeded_states,
     whole_records,
 )
@@ -33,14 +34,13 @@ Keys = dict[str, str]
 def publish(store: Store, parent: str, stage: str, start: int, end: int, lr: float = 0.1) -> Segment:
     segment = Segment(parent, stage, {"lr": lr}, start, start if stage == SECOND_STAGE else 0, end)
     state = {"model.w": torch.full((4,), end + lr)}
-    record = {"segment": segment.to_dict(), "metrics": {"val/recon": 1 / end, "val/sync": lr}}
-    store.publish(segment.key, record, state, f"picture {segment.key}".encode())
+    trained = make_trained(segment, {"val/recon": 1 / end, "val/sync": lr})
+    store.publish(trained, state, f"picture {segment.key}".encode())
     return segment
 
 
-def log(number: int, status: str, *segments: Segment) -> TrialLog:
-    results = [{"key": s.key, "stage": s.stage, "global_step": s.end_step} for s in segments]
-    return TrialLog(number, {}, results, status)
+def trial(number: int, status: str, *segments: Segment) -> TrialResult:
+    return TrialResult(number, {}, tuple(Boundary.after(s, {}) for s in segments), TrialStatus(status))
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def keys(store: Store) -> Keys:
     for name, start, lr in (("poor", trunk[1], 0.2), ("best", trunk[2], 0.3)):
         middle = publish(store, start.key, SECOND_STAGE, start.end_step, start.end_step + 5, lr)
         branches[name] = (middle, publish(store, middle.key, SECOND_STAGE, middle.end_step, middle.end_step + 5, lr))
-    trials = {
-        0: log(0, "stopped", trunk[0], trunk[1], *branches["poor"]),
-        1: log(1, "finished", *trunk, *branches["best"]),
-    }
+    trials = [
+        trial(0, "stopped", trunk[0], trunk[1], *branches["poor"]),
+        trial(1, "finished", *trunk, *branches["best"]),
+    ]
     write_trials(store, "searches/two", trials, trials[1], 20)
-    write_trials(store, "searches/one", {0: log(0, "finished", trunk[0])}, log(0, "finished"), 40)
+    write_trials(store, "searches/one", [trial(0, "finished", trunk[0])], trial(0, "finished"), 40)
     found = {str(segment.end_step): segment.key for segment in trunk}
     for name, (middle, end) in branches.items():
         found |= {f"{name} middle": middle.key, f"{name} end": end.key}
@@ -79,26 +79,34 @@ def names(keys: Keys, found: Any) -> set[str]:
     return {name for name, key in keys.items() if key in found}
 
 
+def all_needed(store: Store, keep_best: bool = False) -> set[str]:
+    return set().union(*needed_states(store, keep_best).values())
+
+
+def needed(store: Store, keys: Keys, keep_best: bool) -> set[str]:
+    return names(keys, all_needed(store, keep_best))
+
+
 def test_what_searches_refer_to_is_needed(store: Store, keys: Keys) -> None:
     # 10 is the last of the other search's trial; 20 and 30 are where branches may start.
-    assert names(keys, needed_states(store, False)) == {"10", "20", "30", "poor end", "best end"}
-    assert names(keys, needed_states(store, True)) == {"10", "30", "best end"}
+    assert needed(store, keys, False) == {"10", "20", "30", "poor end", "best end"}
+    assert needed(store, keys, True) == {"10", "30", "best end"}
     records = whole_records(store)
-    assert names(keys, unneeded_states(records, needed_states(store, False))) == {"poor middle", "best middle"}
+    assert names(keys, unneeded_states(records, all_needed(store))) == {"poor middle", "best middle"}
     store.drop_state(keys["poor middle"])
-    assert names(keys, unneeded_states(whole_records(store), needed_states(store, False))) == {"best middle"}
+    assert names(keys, unneeded_states(whole_records(store), all_needed(store))) == {"best middle"}
 
 
 def test_without_its_search_a_state_can_go(store: Store, keys: Keys) -> None:
     store.remove_folder("searches/two")
-    assert names(keys, needed_states(store, False)) == {"10"}
+    assert needed(store, keys, False) == {"10"}
 
 
 def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(store.root) / "segments"
-    (folder / keys["20"] / "state.77.tmp").write_bytes(b"half")
+    (folder / keys["20"] / ".tmpa1b2c3").write_bytes(b"half")  # as safetensors calls its own
     for name in (f"{keys['20']}/partial.json", f"{'e' * 64}/partial.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         store.write_json(f"segments/{name}", {"steps": []})
@@ -107,7 +115,7 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     damaged.write_text("{")
     files = set(store.files("segments"))
     middles = [keys["poor middle"], keys["best middle"]]
-    freed = sum(record["state"]["bytes"] for key, record in whole_records(store).items() if key in middles)
+    freed = sum(record.state.num_bytes for key, record in whole_records(store).items() if key in middles)
     freed += 13 + (folder / keys["20"] / "partial.json").stat().st_size
 
     assert run(store, "collect") == 0
@@ -119,11 +127,11 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
     assert run(store, "collect", "--drop") == 0
     assert f"2 states and 3 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
     gone = {f"segments/{key}/state.safetensors" for key in (*middles, "e" * 64)}
-    outlived = {f"segments/{keys['20']}/{name}" for name in ("state.77.tmp", "partial.json")}
+    outlived = {f"segments/{keys['20']}/{name}" for name in (".tmpa1b2c3", "partial.json")}
     assert files - set(store.files("segments")) == gone | outlived
     for key in middles:
         record = store.read_record(key)
-        assert record is not None and record["state"]["status"] == "dropped"
+        assert record is not None and not record.state.kept
     assert list(damages(store)) == [f"{damaged}: is no whole file"]
     run(store, "collect", "--drop")
     assert "0 states and 0 leftovers of 0 bytes" in capsys.readouterr().out
@@ -144,7 +152,7 @@ def test_as_long_as_a_search_has_not_ended_nothing_goes(begun: str, store: Store
 
 
 def test_verify_names_every_damaged_file(store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
-    store.log_execution(keys["10"], {"pid": 1})
+    store.log_execution(keys["10"], "group-1")
     store.write_json("syncnets/a.json", {"balanced_accuracy": 0.9})
     store.write_bytes("ray/own.json", b"Ray's own, without a checksum")
     assert run(store, "verify") == 0
@@ -218,18 +226,42 @@ def test_a_search_runs_until_it_ends_or_falls_silent(store: Store, keys: Keys) -
     file = Path(store.root) / "searches/killed/spent.json"
     long_ago = file.stat().st_mtime - 61
     os.utime(file, (long_ago, long_ago))
+
     # "one" has ended, "two" never notes anything, "begun" has not come to say that it runs.
-    assert others_running(store, "searches/own") == ["begun", "running"]
-    assert others_running(store, "searches/running") == ["begun", "own"]
+    def running(own: str) -> list[str]:
+        return [search.name for search in Searches(store).others(own) if search.phase is Phase.RUNNING]
+
+    assert running("searches/own") == ["begun", "running"]
+    assert running("searches/running") == ["begun", "own"]
 
 
 def test_what_other_searches_refer_to(store: Store, keys: Keys) -> None:
     write_trials(store, "searches/running", {}, None, 0)
-    assert names(keys, states_of_others(store, "searches/two")) == {"10"}
-    assert names(keys, states_of_others(store, "searches/own")) == {"10", "20", "30", "poor end", "best end"}
+    searches = Searches(store)
+
+    def of_others(own: str) -> set[str]:
+        return names(keys, set().union(*(search.needed for search in searches.others(own))))
+
+    assert of_others("searches/two") == {"10"}
+    assert of_others("searches/own") == {"10", "20", "30", "poor end", "best end"}
     (Path(store.root) / "searches/one/trials.json").write_text("{")
     with pytest.raises(DamagedEntryError, match=r"searches/one/trials\.json: is no whole file"):
-        states_of_others(store, "searches/own")
+        searches.others("searches/own")
+
+
+def test_a_search_that_is_given_up_needs_nothing(
+    store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_trials(store, "searches/gone", [], None, 40)
+    with pytest.raises(UserError, match=r"searches/gone: has not ended.*or give it up: --end gone"):
+        run(store, "collect")
+    for name, rule in (("two", "two has ended"), ("nobody", "must be one of gone, one, two, got nobody")):
+        with pytest.raises(UserError, match=f"--end: {rule}"):
+            run(store, "collect", "--end", name)
+    assert run(store, "collect", "--end", "gone") == 0
+    assert run(store, "collect") == 0
+    said = capsys.readouterr().out
+    assert "two keeps 4 states of" in said and "gone keeps 0 states" in said and "2 states and 0 leftovers" in said
 
 
 def test_a_storage_that_cannot_be_written_is_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:

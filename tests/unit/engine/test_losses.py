@@ -1,0 +1,189 @@
+"""What counts as a lost process and what as the training's own error; groups that stand still; damaged records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from records import make_segment, make_trained
+
+from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.engine.engine import Engine
+from latentsync_ray.engine.messages import (
+    Answer,
+    EngineSetup,
+    Failed,
+    Fault,
+    Finished,
+    GroupSetup,
+    OrderFailure,
+    Rank,
+    SegmentOutcome,
+    StoredState,
+    Timings,
+    WorkerSetup,
+)
+from latentsync_ray.engine.orders import MAX_FAILURES, MAX_LOSSES
+from latentsync_ray.store import Store
+
+PAIR = Segment("root", "first_stage", {"num_workers": 2}, 0, 0, 4)
+"""Two ranks train it."""
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 4.0, 0.0))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class OneGroup(Engine):
+    """A search over one segment, whose worker group is the test."""
+
+    def __init__(self, folder: Path):
+        workers = WorkersConfig(stall_minutes=10)
+        groups = GroupSetup("engine", workers, "trivial:TrivialTraining", str(folder), 300.0, str(folder), False)
+        self.clock = Clock()
+        super().__init__(EngineSetup(groups, 0, BudgetConfig(), 1), self.clock)
+        self.ended = list[Rank]()
+        self.watch._end = self.ended.extend
+        self.number = 0
+
+    async def _run_group(self, name: str, num_workers: int) -> str | None:
+        await asyncio.Event().wait()
+        return None
+
+    async def order(self) -> None:
+        order = await asyncio.wait_for(self.next_order("group-1", self.number), timeout=10)
+        assert order is not None and order.segment == PAIR
+
+    async def fails(self, *ranks: int, error: str = "Connection closed by peer", of_a_peer: bool = True) -> None:
+        for rank in ranks:
+            failure = OrderFailure(error, Fault.ERROR, rank, True, of_a_peer, None)
+            await self.order_failed("group-1", self.number, failure)
+
+    async def starts_again(self) -> None:
+        _, self.number = await self.join("group-1")
+
+    async def finishes(self) -> None:
+        serving = asyncio.create_task(self.order_finished("group-1", self.number, OUTCOME))
+        await asyncio.sleep(0.01)
+        serving.cancel()
+
+
+def search(folder: Path, test: Callable[[OneGroup, asyncio.Task[Answer]], object]) -> None:
+    async def run() -> None:
+        engine = OneGroup(folder)
+        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+        asking = asyncio.create_task(engine.run("t0", "process", "root", PAIR))
+        while "group-1" not in engine.pool.runs:
+            await asyncio.sleep(0.01)
+        await engine.starts_again()
+        await engine.order()
+        await test(engine, asking)  # type: ignore[misc]
+        asking.cancel()
+        serving.cancel()
+
+    asyncio.run(run())
+
+
+def test_an_error_that_follows_from_a_killed_rank_is_a_loss(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        for _ in range(MAX_LOSSES - 1):
+            await engine.fails(0)
+            assert engine.dispatcher.book.orders[PAIR.key].begun  # nothing is decided yet
+            await engine.starts_again()
+            await engine.order()
+        order = engine.dispatcher.book.orders[PAIR.key]
+        assert order.losses == len(order.errors) == MAX_LOSSES - 1
+        assert order.errors[0] == "a worker was lost (rank 0 says: Connection closed by peer)"
+        await engine.finishes()
+        assert isinstance(await asking, Finished)
+
+    search(tmp_path, test)
+
+
+def test_what_every_rank_says_is_an_error(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        for number in range(MAX_FAILURES):
+            await engine.fails(1, 0, error="shapes do not fit")
+            await engine.starts_again()
+            if number < MAX_FAILURES - 1:
+                await engine.order()
+        assert await asking == Failed("first_stage from step 0 to 4: shapes do not fit")
+
+    search(tmp_path, test)
+
+
+def test_what_no_peer_can_cause_is_an_error_at_once(tmp_path: Path) -> None:
+    """One rank fails by itself, and the other one's collective operation fails with it."""
+
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        await engine.fails(0)
+        await engine.fails(1, error="KeyError: 'clip'", of_a_peer=False)
+        order = engine.dispatcher.book.orders[PAIR.key]
+        assert (order.errors, order.losses) == (["KeyError: 'clip'"], 0)
+
+    search(tmp_path, test)
+
+
+def test_a_group_that_stands_still_is_ended(tmp_path: Path) -> None:
+    """One of two ranks hangs; the usual step takes a second here, so ten minutes count."""
+
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        ranks = [Rank(number, "node", 100 + number) for number in range(2)]
+        for rank in ranks:
+            await engine.moved("group-1", rank)
+        for _ in range(12):
+            engine.clock.now += 59
+            await engine.moved("group-1", ranks[0])
+            await engine.watch.end_stalled()
+        assert engine.ended == ranks
+        (notice,) = (await engine.status()).notices
+        assert notice.startswith(
+            "group-1: first_stage to step 4: has not moved for 10 minutes; its processes are ended"
+        )
+        await engine.starts_again()
+        await engine.order()
+        assert engine.dispatcher.book.orders[PAIR.key].losses == 1
+
+    search(tmp_path, test)
+
+
+def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        engine.totals.add(PAIR, Timings(0.0, 4 * 60.0, 0.0))  # a minute a step
+        for _ in range(3):
+            engine.clock.now += 1190
+            await engine.moved("group-1", Rank(0, "node", 100))
+            await engine.watch.end_stalled()
+        assert engine.ended == []
+        engine.clock.now += 1201
+        await engine.watch.end_stalled()
+        assert [rank.number for rank in engine.ended] == [0]
+
+    search(tmp_path, test)
+
+
+def test_a_group_without_an_order_may_stand_still(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        await engine.moved("group-1", Rank(0, "node", 100))
+        await engine.finishes()
+        engine.clock.now += 10_000
+        await engine.watch.end_stalled()
+        assert engine.ended == []
+
+    search(tmp_path, test)
+
+
+def test_a_damaged_record_does_not_keep_its_state(tmp_path: Path) -> None:
+    """As a budget of storage meets it when it makes room."""
+    store, segment = Store(str(tmp_path)), make_segment()
+    store.publish(make_trained(segment), {"model.weight": torch.zeros(1)})
+    (tmp_path / "segments" / segment.key / "record.json").write_text("{")
+    store.drop_state(segment.key)
+    assert store.state_bytes() == 0

@@ -1,0 +1,60 @@
+"""What TensorBoard shows of a search."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from ray.tune.experiment import Trial
+from records import make_trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from latentsync_ray.core.segment import Segment
+from latentsync_ray.report.trials import Boundary
+from latentsync_ray.search.reported import Reported
+from latentsync_ray.search.tensorboard import TensorBoardLog
+from latentsync_ray.store import Store
+
+
+def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
+    """Two trials with a stage one in common: losses of every step, metrics and a picture of every boundary."""
+    store = Store(str(tmp_path))
+    log = TensorBoardLog(store, "searches/s")
+    trials = [Trial("trial", stub=True, trial_id=f"a1b2_0000{number}", config={}) for number in range(2)]
+
+    def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
+        picture = io.BytesIO()
+        Image.new("RGB", (6, 4), colour).save(picture, "PNG")
+        end = start + len(losses)
+        segment = Segment(key, stage, {"num_workers": 1}, start, start, end)
+        trained = make_trained(segment, steps=[{"loss": loss, "lr": loss / 8} for loss in losses])
+        store.publish(trained, {"model.weight": torch.zeros(1)}, picture.getvalue())
+        means = {"train/loss": sum(losses) / len(losses), "val/objective": value}
+        reported = Reported.reached(Boundary.after(segment, means), start, cached=False)
+        log.on_trial_result(0, trials, trials[number], reported.to_result() | {"time_total_s": 1.0})
+
+    branches = [([8.0, 6.0, 4.0], 2.0, (4, 5, 6)), ([16.0, 12.0, 9.0], 3.0, (7, 8, 9))]
+    for number, branch in enumerate(branches):
+        reach(number, "trunk", "first_stage", 0, [0.5, 0.25], 4.0, (1, 2, 3))
+        reach(number, f"branch-{number}", "second_stage", 2, *branch)
+
+    for number, (losses, value, colour) in enumerate(branches):
+        folder = tmp_path / f"searches/s/tensorboard/trial-000{number}"
+        events = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()  # 0: all of them
+        curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.scalars.Keys()}
+        assert curves == {
+            "first_stage/train/loss": [(1, 0.5), (2, 0.25)],
+            "first_stage/train/lr": [(1, 0.0625), (2, 0.03125)],
+            "first_stage/val/objective": [(2, 4.0)],
+            "second_stage/train/loss": [(3 + step, loss) for step, loss in enumerate(losses)],
+            "second_stage/train/lr": [(3 + step, loss / 8) for step, loss in enumerate(losses)],
+            "second_stage/val/objective": [(5, value)],
+            "val/objective": [(2, 4.0), (5, value)],
+        }
+        pictures = {tag: events.Images(tag) for tag in events.images.Keys()}
+        assert pictures.keys() == {"first_stage/preview", "second_stage/preview"}
+        for tag, step, shown in [("first_stage/preview", 2, (1, 2, 3)), ("second_stage/preview", 5, colour)]:
+            (event,) = pictures[tag]
+            assert event.step == step
+            assert Image.open(io.BytesIO(event.encoded_image_string)).getcolors() == [(6 * 4, shown)]
