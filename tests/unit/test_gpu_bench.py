@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import bench
@@ -57,7 +58,7 @@ def test_a_prototype_takes_the_plain_network_s_steps(
 
 def test_flops_are_counted_as_torch_counts_them_on_a_step_that_is_taken(job: Job) -> None:
     stages = built(job, "second_stage", Way())
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stages._gradients(stages.reader.batches(0), 0)
     found = count_step(SMALL, recipe_of(SMALL, []), "second_stage", Variant(checkpointing=True))
     # Attention's backward pass is one kernel in the count, which computes the scores again.
