@@ -223,7 +223,8 @@ class Engine:
         if self.pool.order_stands(group, number) is not None:
             segment = self.dispatcher.finish(group, self._clock()).segment
             self.spending.stored_bytes += outcome.state.num_bytes
-            result = self.known.results[segment.key] = Result(outcome.metrics, outcome.state)
+            result = Result(outcome.metrics, outcome.state, outcome.environment)
+            self.known.add(segment, result)
             self.totals.add(segment, outcome.timings)
             self.cleaning.trained(segment.key)
             self.pool.finish_order(group)

@@ -106,6 +106,8 @@ class WorkerSetup:
     """The recipe as plain data, with the places of its inputs."""
     store_id: str | None = None
     """Of the store, which every node must find at its place; None where the place cannot be another one's."""
+    environment: Mapping[str, str] | None = None
+    """What every worker must have (`environment: strict`); None if it is only reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class SegmentOutcome:
     metrics: Metrics
     state: StoredState
     timings: Timings
+    environment: Mapping[str, str]
+    """What the last bits may depend on besides the segment."""
 
 
 @dataclass(frozen=True, slots=True)

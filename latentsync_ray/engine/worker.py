@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import socket
 import time
 from typing import Any
 
@@ -122,6 +123,8 @@ class _Worker:
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage, patience)
         self.store_id = inputs.store_id
+        self.environment = environment()
+        self.asked_environment = inputs.environment
         self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
@@ -160,6 +163,11 @@ class _Worker:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
         self.store.check_identity(self.store_id)
+        if self.asked_environment is not None and self.environment != self.asked_environment:
+            raise UserError(
+                f"environment: strict needs all nodes alike, node {socket.gethostname()} has {self.environment}, "
+                f"another one {dict(self.asked_environment)}; take it out, or set environment=reported"
+            )
         started = time.perf_counter()
         training, steps = self._restore(segment, order)
         restored = time.perf_counter()
@@ -200,11 +208,13 @@ class _Worker:
             validate_seconds=validated - stepped,
         )
         self.store.check_identity(self.store_id)
-        trained = Trained(segment, metrics, steps, self.start_sha256, weights_sha256(state), environment(), timings)
+        trained = Trained(
+            segment, metrics, steps, self.start_sha256, weights_sha256(state), self.environment, timings
+        )
         record = self.store.publish(trained, state, picture.getvalue() or None)
         if self.setup.preemptible:
             self.store.drop_partial(segment.key)  # it is of no use any more
-        return SegmentOutcome(metrics, record.state, timings)
+        return SegmentOutcome(metrics, record.state, timings, self.environment)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.

@@ -38,7 +38,7 @@ from latentsync_ray.store import StorageError, Store
 from latentsync_ray.store.searches import Searches
 from latentsync_ray.store.upkeep import whole_records
 
-OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0))
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0), {})
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
 
@@ -121,7 +121,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
         """Says what there was before another worker published."""
 
         def read_record(self, key: str) -> Record | None:
-            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
+            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8), {})
             return None
 
     async def search() -> None:

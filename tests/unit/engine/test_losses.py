@@ -31,7 +31,7 @@ from latentsync_ray.store import Store
 
 PAIR = Segment("root", "first_stage", {"num_workers": 2}, 0, 0, 4)
 """Two ranks train it."""
-OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 4.0, 0.0))
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 4.0, 0.0), {})
 
 
 class Clock:
@@ -187,3 +187,24 @@ def test_a_damaged_record_does_not_keep_its_state(tmp_path: Path) -> None:
     (tmp_path / "segments" / segment.key / "record.json").write_text("{")
     store.drop_state(segment.key)
     assert store.state_bytes() == 0
+
+
+def test_a_lineage_that_goes_on_elsewhere_is_told_once(tmp_path: Path) -> None:
+    store, segments = Store(str(tmp_path)), [make_segment()]
+    for end in (8, 12, 16):
+        segments.append(Segment(segments[-1].key, "first_stage", {"num_workers": 1}, end - 4, 0, end))
+    for segment, device in zip(segments, ("H100", "H100", "A100", "A100"), strict=True):
+        environment = {"torch": "2.13", "device": device}
+        store.publish(make_trained(segment, environment=environment), {"model.weight": torch.zeros(1)})
+
+    async def search() -> None:
+        engine = OneGroup(tmp_path)
+        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+        for segment in segments:
+            assert isinstance(await engine.run("t0", "process", segments[0].parent, segment), Finished)
+        assert [notice.partition(", so")[0] for notice in (await engine.status()).notices] == [
+            "segments of one lineage were trained under device H100 and under device A100"
+        ]
+        serving.cancel()
+
+    asyncio.run(search())
