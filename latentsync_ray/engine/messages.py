@@ -173,8 +173,12 @@ class OrderFailure:
     """What kind of error."""
     rank: int
     """Which rank says so."""
+    node_id: str
+    """Ray's id of its node."""
     restarting: bool
     """Whether the rank ends, so that Ray Train starts all of them again."""
+    explained: bool
+    """Whether it is about what the user gave, the numbers, or a stored state; otherwise the process may be broken."""
     may_be_a_peers: bool
     """Whether the error may follow from the end of another rank, as one of a collective operation does."""
     lost_parent: str | None

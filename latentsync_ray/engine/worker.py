@@ -67,7 +67,7 @@ def train_loop(config: LoopConfig) -> None:
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            failure = _failure(error, order, rank, world_size)
+            failure = _failure(error, order, worker.own, world_size)
             ray.get(engine.order_failed.remote(group, number, failure))
             if failure.restarting:
                 raise
@@ -79,7 +79,7 @@ def train_loop(config: LoopConfig) -> None:
         order = ray.get(following)
 
 
-def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -> OrderFailure:
+def _failure(error: Exception, order: WorkerOrder, own: Rank, world_size: int) -> OrderFailure:
     """What to tell the engine of an error, and whether this process can go on after it."""
     explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
     message = str(error) if explained else f"{type(error).__name__}: {error}"
@@ -87,10 +87,12 @@ def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -
     return OrderFailure(
         error=" ".join(message.split()),
         fault=Fault.STORAGE if isinstance(error, StorageError) else fault,
-        rank=rank,
+        rank=own.number,
+        node_id=own.node_id,
         # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
         # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
         restarting=world_size > 1 or not explained,
+        explained=explained,
         # torch.distributed raises nothing more special.
         may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
         lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,

@@ -79,7 +79,9 @@ async def first_order(engine: Engine) -> WorkerOrder:
 
 def lost(parent: Segment, error: str) -> OrderFailure:
     """The state to start from is damaged or gone."""
-    return OrderFailure(error, Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=parent.key)
+    return OrderFailure(
+        error, Fault.ERROR, 0, "node", restarting=False, explained=True, may_be_a_peers=False, lost_parent=parent.key
+    )
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
@@ -146,7 +148,14 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         await settle()
         await first_order(engine)
         failure = OrderFailure(
-            "no such clip", Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=None
+            "no such clip",
+            Fault.ERROR,
+            0,
+            "node",
+            restarting=False,
+            explained=True,
+            may_be_a_peers=False,
+            lost_parent=None,
         )
         await engine.order_failed("group-1", 0, failure)
         assert (await engine.next_order("group-1", 1)) is not None

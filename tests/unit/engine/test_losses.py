@@ -26,6 +26,8 @@ from latentsync_ray.engine.messages import (
     Timings,
     WorkerSetup,
 )
+from latentsync_ray.engine.nodes import MAX_FAILURES_IN_A_ROW, Nodes
+from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.orders import MAX_FAILURES, MAX_LOSSES
 from latentsync_ray.store import Store
 
@@ -52,6 +54,10 @@ class OneGroup(Engine):
         self.ended = list[Rank]()
         self.watch._end = self.ended.extend
         self.number = 0
+        self.has_another_node = False
+
+    def _candidates(self) -> set[str]:
+        return {"node", "other"} if self.has_another_node else {"node"}
 
     async def _run_group(self, name: str, num_workers: int) -> str | None:
         await asyncio.Event().wait()
@@ -63,7 +69,7 @@ class OneGroup(Engine):
 
     async def fails(self, *ranks: int, error: str = "Connection closed by peer", of_a_peer: bool = True) -> None:
         for rank in ranks:
-            failure = OrderFailure(error, Fault.ERROR, rank, True, of_a_peer, None)
+            failure = OrderFailure(error, Fault.ERROR, rank, "node", True, False, of_a_peer, None)
             await self.order_failed("group-1", self.number, failure)
 
     async def starts_again(self) -> None:
@@ -208,3 +214,35 @@ def test_a_lineage_that_goes_on_elsewhere_is_told_once(tmp_path: Path) -> None:
         serving.cancel()
 
     asyncio.run(search())
+
+
+def test_what_fails_without_a_reason_of_its_own_is_tried_on_another_node(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        engine.has_another_node = True
+        await engine.fails(0, 1, error="AcceleratorError: an illegal memory access", of_a_peer=False)
+        assert await engine.next_order("group-1", 1) is None  # the group ends
+        assert engine.nodes.to_avoid() == ("node",)
+        assert engine.nodes.to_avoid() == ()  # what comes after that may be there again
+
+    search(tmp_path, test)
+
+
+def test_a_node_on_which_processes_fail_in_a_row_is_left_out() -> None:
+    notices, candidates = Notices(), {"a", "b"}
+    nodes = Nodes(lambda: candidates, notices)
+    for node in ("a", "a", "b"):
+        assert nodes.failed(node, "it is broken")
+    nodes.succeeded(["a"])
+    for _ in range(MAX_FAILURES_IN_A_ROW):
+        assert nodes.failed("b", "it is broken") and nodes.to_avoid() == ("b",)
+    for _ in range(2):
+        assert nodes.to_avoid() == ("b",)
+    (notice,) = notices.lines
+    assert notice.startswith("node b: 3 processes in a row have failed there, the last one with it is broken; no")
+
+
+def test_the_only_node_is_never_left_out() -> None:
+    nodes = Nodes(lambda: {"a"}, notices := Notices())
+    for _ in range(2 * MAX_FAILURES_IN_A_ROW):
+        assert not nodes.failed("a", "it is broken")
+    assert nodes.to_avoid() == () and notices.lines == []
