@@ -64,7 +64,7 @@ def test_a_process_that_was_stopped_for_too_long_is_ended(
         process.send_signal(signal.SIGSTOP)
         stopped.append(process.pid)
 
-    thread = when(lambda: any(tmp_path.glob("results/segments/*/record.json")), stop)
+    thread = when(lambda: any(tmp_path.glob("results/segments/*/record.json")), stop, seconds=240)
     outcome = run_search(make_search(stage={"first_stage": {"step_seconds": 0.5}}, **search), *settings(2))
     thread.join()
     assert stopped and any("has not moved" in line for line in outcome.summary["notices"])
