@@ -86,7 +86,8 @@ bench-scale: $(DEV)
 	$(BIN)/python benchmarks/scale.py $(ARGS)
 	$(BIN)/python benchmarks/plan_scale.py
 
-# make chaos ARGS='--kills 30 --seed 0'
+# make chaos ARGS='--faults 30 --seed 0', or with groups of two, large states and stops:
+# make chaos ARGS='--faults 30 --seed 0 --ranks 2 --state-mb 50 --stops'
 chaos: $(DEV)
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
 

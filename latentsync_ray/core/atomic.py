@@ -1,5 +1,6 @@
 """Files and folders that appear at once, with all that is in them."""
 
+import errno
 import os
 import tempfile
 import uuid
@@ -40,7 +41,9 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def create_file(path: Path, content: bytes) -> bool:
-    """Writes a file unless it is there. Of several processes one does; others may see the file before its content.
+    """Writes a file unless it is there; of several processes one does. It appears with its content, on the disk.
+
+    On a filesystem without hard links, such as FAT, others may see it before its content.
 
     Returns:
         Whether it was not there.
@@ -48,14 +51,32 @@ def create_file(path: Path, content: bytes) -> bool:
     Raises:
         OSError: It cannot be written.
     """
-    _made(path.parent)
+    made = _made(path.parent) / f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}"
+    try:
+        made.write_bytes(content)
+        _sync(made)
+        try:
+            path.hardlink_to(made)
+        except FileExistsError:
+            return made.samefile(path)  # a server that was asked twice, since its first answer was lost
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            return _create_without_link(path, content)
+        finally:
+            _sync(path.parent)
+    finally:
+        made.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_link(path: Path, content: bytes) -> bool:
     try:
         with path.open("xb") as file:
             file.write(content)
     except FileExistsError:
         return False
     _sync(path)
-    _sync(path.parent)
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import socket
 import time
 from typing import Any
 
@@ -68,7 +69,7 @@ def train_loop(config: LoopConfig) -> None:
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            failure = _failure(error, order, rank, world_size)
+            failure = _failure(error, order, worker.own, world_size)
             ray.get(engine.order_failed.remote(group, number, failure))
             if failure.restarting:
                 raise
@@ -80,19 +81,21 @@ def train_loop(config: LoopConfig) -> None:
         order = ray.get(following)
 
 
-def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -> OrderFailure:
+def _failure(error: Exception, order: WorkerOrder, own: Rank, world_size: int) -> OrderFailure:
     """What to tell the engine of an error, and whether this process can go on after it."""
-    explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
     refused = refused_operation(error)
-    message = str(error) if explained else refused or f"{type(error).__name__}: {error}"
+    explained = refused is not None or isinstance(error, UserError | FloatingPointError | DamagedEntryError)
+    message = refused or (str(error) if explained else f"{type(error).__name__}: {error}")
     fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
     return OrderFailure(
         error=" ".join(message.split()),
         fault=Fault.STORAGE if isinstance(error, StorageError) else fault,
-        rank=rank,
+        rank=own.number,
+        node_id=own.node_id,
         # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
         # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
-        restarting=world_size > 1 or not (explained or refused),
+        restarting=world_size > 1 or not explained,
+        explained=explained,
         # torch.distributed raises nothing more special.
         may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
         lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,
@@ -126,6 +129,8 @@ class _Worker:
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage, patience)
         self.store_id = inputs.store_id
+        self.environment = environment()
+        self.asked_environment = inputs.environment
         self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
@@ -164,6 +169,11 @@ class _Worker:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
         self.store.check_identity(self.store_id)
+        if self.asked_environment is not None and self.environment != self.asked_environment:
+            raise UserError(
+                f"environment: strict needs all nodes alike, node {socket.gethostname()} has {self.environment}, "
+                f"another one {dict(self.asked_environment)}; take it out, or set environment=reported"
+            )
         started, waited_since = time.perf_counter(), self.idle_since
         training, steps = self._restore(segment, order)
         restored, num_left_off = time.perf_counter(), len(steps)
@@ -211,14 +221,14 @@ class _Worker:
         )
         speed = segment_speed(training.work(), segment.num_steps - num_left_off, timings.train_seconds)
         self.store.check_identity(self.store_id)
-        weights, where = weights_sha256(state), environment()
-        trained = Trained(segment, metrics, losses, self.start_sha256, weights, where, timings, speed)
+        weights = weights_sha256(state)
+        trained = Trained(segment, metrics, losses, self.start_sha256, weights, self.environment, timings, speed)
         record = self.store.publish(trained, state, picture.getvalue() or None)
         if self.setup.preemptible:
             self.store.drop_partial(segment.key)  # it is of no use any more
         self.idle_since = time.perf_counter()
         self.publish_seconds = self.idle_since - validated
-        return SegmentOutcome(metrics, record.state, timings, speed)
+        return SegmentOutcome(metrics, record.state, timings, self.environment, speed)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.

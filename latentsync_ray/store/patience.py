@@ -34,13 +34,18 @@ _PASSING = frozenset(
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
+def _tell(line: str) -> None:
+    """Not `print` itself: Ray puts another function in its place, after which the first one cannot be pickled."""
+    print(line, flush=True)
+
+
 @dataclass(frozen=True)
 class Patience:
     """Tries again with growing pauses."""
 
     seconds: float = 300.0
     """How long after the first failure it is given up."""
-    notice: Callable[[str], None] = print
+    notice: Callable[[str], None] = _tell
     """Takes a line for the user when something is tried again."""
     clock: Callable[[], float] = time.monotonic
     """Seconds."""

@@ -18,7 +18,8 @@ from records import make_segment, make_trained
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from chaos import KINDS, Kill, Run, chaos, verdicts
+from chaos import Mode, Run, chaos, verdicts
+from faults import KINDS, Fault
 
 from latentsync_ray.store import Store
 
@@ -43,6 +44,8 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
     assert not any(verdicts(run("same", {"a": 1.0, "b": 1.0, "c": 1.0}), clean).values())
     disturbed = run("disturbed", {"b": 2.0, "c": 1.0})
     (disturbed.storage / "segments" / SEGMENTS["b"].key / "state.safetensors").write_bytes(b"half")
+    (disturbed.storage / "segments" / SEGMENTS["c"].key / ".tmpqx3Rb1").write_bytes(b"half")  # which is collected
+    (disturbed.storage / "searches" / "s" / "runner-1.json").write_bytes(b"{}")  # which is not
     time.sleep(0.05)
     again = SEGMENTS["c"].key
     Store(str(disturbed.storage)).log_execution(again, "group-1")
@@ -51,9 +54,12 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
         "every record says the same",
         "every state is whole or dropped",
         "nothing is trained again without a kill",
+        "every file that is left over is collected",
     }
     first = disturbed.executions()[again][0]
-    disturbed.kills.append(Kill("worker", 1, first + 0.01))
+    disturbed.faults.append(Fault("worker", 1, first + 0.01, is_stop=True))
+    assert verdicts(disturbed, clean)["nothing is trained again without a kill"]
+    disturbed.faults.append(Fault("worker", 1, first + 0.01))
     disturbed.finished[again] = first + 0.005
     found = verdicts(disturbed, clean)
     assert not found["nothing is trained again without a kill"]
@@ -61,8 +67,17 @@ def test_the_verdicts_see_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_one_kill_of_each_kind(tmp_path: Path) -> None:
-    disturbed, found = chaos(tmp_path, len(KINDS), 0, step_seconds=0.5, thresholds=[8, 16], num_rates=2)
-    assert {kill.kind for kill in disturbed.kills} == set(KINDS)
+    disturbed, found = chaos(tmp_path, Mode(len(KINDS), 0, thresholds=(8, 16), num_rates=2))
+    assert {fault.kind for fault in disturbed.faults} == set(KINDS)
+    assert not any(found.values()), found
+
+
+def test_a_kill_and_a_stop_of_each_kind_with_two_ranks_and_large_states(tmp_path: Path) -> None:
+    mode = Mode(2 * len(KINDS), 0, thresholds=(8, 16), num_rates=2, num_ranks=2, state_mb=50, stops=True)
+    disturbed, found = chaos(tmp_path, mode)
+    assert {(fault.kind, fault.is_stop) for fault in disturbed.faults} == {
+        (k, s) for k in KINDS for s in (False, True)
+    }
     assert not any(found.values()), found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -103,3 +104,26 @@ def test_what_the_cluster_can_never_hold_is_refused(make_search: Any, tmp_path: 
         "error: workers: a group of 1 needs 4000 CPU on one node, the cluster has 1 node with "
     )
     assert not (tmp_path / "drawn").exists() and not (tmp_path / "results").exists()
+
+
+@pytest.mark.soak
+def test_the_same_command_at_once_is_refused(make_search: Any, run_search: Any, tmp_path: Path) -> None:
+    """The second one trains nothing and says who runs the search; the first one does not notice."""
+    slow = {"step_seconds": 0.5}
+    space = make_search(stage={"first_stage": slow, "second_stage": slow}, workers={"max_groups": 1})
+    command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    with subprocess.Popen(command, env=environment, **pipes) as first:
+        end = time.monotonic() + 240
+        while not list(tmp_path.glob("results/segments/*/record.json")) and time.monotonic() < end:
+            time.sleep(0.1)
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert first.poll() is None, "the first command had ended before the second was refused"
+        output, errors = first.communicate(timeout=600)
+    assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
+    assert f"process {first.pid} on {socket.gethostname()} runs this search since " in second.stderr
+    assert first.returncode == 0, errors
+    outcome = Outcome(results_folder(output), tmp_path / "results", 0)
+    assert outcome.executed == sorted(outcome.records) and len(outcome.executed) == 4
+    assert not list(outcome.folder.glob("runner-*.json"))

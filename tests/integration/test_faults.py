@@ -109,7 +109,7 @@ def test_an_error_that_does_not_come_again_is_retried(
 def test_a_worker_killed_in_mid_segment(
     num_workers: int, cluster: None, make_search: Any, run_search: Any, tmp_path: Path
 ) -> None:
-    fault = {"kill_once": {"step": 5, "file": str(tmp_path / "killed")}}
+    fault = {"kill_times": {"step": 5, "file": str(tmp_path / "killed")}}
     space = make_search(stage={"first_stage": fault}, workers={"max_groups": 1})
     settings = [f"first_stage.num_workers={num_workers}", f"second_stage.num_workers={num_workers}"]
     outcome = run_search(space, *settings)

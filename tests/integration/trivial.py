@@ -32,9 +32,13 @@ FAULTS = {
     "nan_above",
     "explode_above",
     "fail_once",
-    "kill_once",
+    "hang_once",
+    "kill_times",
     "grow",
+    "state_mb",
 }
+MARKED = ("fail_once", "hang_once", "kill_times")
+"""Faults of which a file is left behind each time, to know them by."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class TrivialTraining(Training[TrivialRecipe]):
         self.moment = torch.zeros((), dtype=torch.float64)
         if state is not None:
             self.weight = state["model.weight"].clone()
+            if "model.ballast" in state and not torch.equal(state["model.ballast"], self._ballast()):
+                raise RuntimeError("the state's parts are of different steps")
         if state is not None and stage == state_stage:
             self.moment = state["optimizer.weight.exp_avg"].clone()
 
@@ -112,19 +118,36 @@ class TrivialTraining(Training[TrivialRecipe]):
         return torch.randint(256, (24, 24, 3), dtype=torch.uint8, generator=noise)
 
     def state(self) -> dict[str, Tensor]:
-        return {"model.weight": self.weight.reshape(1), "optimizer.weight.exp_avg": self.moment.reshape(1)}
+        state = {"model.weight": self.weight.reshape(1), "optimizer.weight.exp_avg": self.moment.reshape(1)}
+        return state | ({"model.ballast": self._ballast()} if "state_mb" in self.config.model else {})
+
+    def _ballast(self) -> Tensor:
+        """A tensor of `state_mb` megabytes that depends on the weight alone."""
+        return self.weight * torch.arange(1, self.config.model["state_mb"] * 2**17 + 1, dtype=torch.float64)
 
     def _maybe_fail(self, global_step: int) -> None:
-        """Faults on request; a fault that happens once leaves a file behind to know it by."""
+        """Faults on request."""
         model = self.config.model
         if model.get("fail_at_step") == global_step:
             raise RuntimeError("a fault that comes again")
-        if model.get("nan_at_step") == global_step and self.setup.rank == self.setup.world_size - 1:
+        if self.setup.rank < self.setup.world_size - 1:
+            return
+        if model.get("nan_at_step") == global_step:
             raise FloatingPointError(f"step {global_step}: the recon loss is nan")
-        for fault, marker in ((n, model[n]) for n in ("fail_once", "kill_once") if n in model):
-            step, file = marker["step"], Path(marker["file"])
-            if step == global_step and self.setup.rank == self.setup.world_size - 1 and not file.exists():
-                file.touch()
-                if fault == "kill_once":
+        for fault in MARKED:
+            if fault in model and model[fault]["step"] == global_step and _mark(**model[fault]):
+                if fault == "kill_times":
                     os.kill(os.getpid(), 9)
+                if fault == "hang_once":
+                    time.sleep(3600)
                 raise OSError("a fault that happens once")
+
+
+def _mark(file: str, times: int = 1, **_: int) -> bool:
+    """Whether a fault is to happen, which it does so many times; each time makes a file."""
+    for number in range(times):
+        marker = Path(file if number == 0 else f"{file}-{number}")
+        if not marker.exists():
+            marker.touch()
+            return True
+    return False

@@ -1,5 +1,6 @@
 """A file appears with all that is in it, or not at all."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentsync_ray.core.atomic import new_file, new_folder
+from latentsync_ray.core.atomic import create_file, new_file, new_folder
 
 
 def test_a_file_appears_at_once(tmp_path: Path) -> None:
@@ -57,3 +58,28 @@ def test_file_and_folders_are_synced_before_the_name_appears(tmp_path: Path, mon
     with new_file(path) as made:
         made.write_text("content")
     assert synced == [(".", False), ("a", False), ("a/b/file", False), ("a/b", True)]
+
+
+def test_a_file_is_created_with_its_content_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed on the way, or a power cut, leaves no empty file that counts as created."""
+    path, seen = tmp_path / "a" / "file", list[bytes | None]()
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        seen.append(path.read_bytes() if path.exists() else None)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert create_file(path, b"one") and not create_file(path, b"two")
+    assert seen[:3] == [None, None, b"one"]  # the folder's name, the content, the file's name
+    assert path.read_bytes() == b"one" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_created_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "file"
+    assert create_file(path, b"one") and not create_file(path, b"two")
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]

@@ -38,7 +38,7 @@ from latentsync_ray.store import StorageError, Store
 from latentsync_ray.store.searches import Searches
 from latentsync_ray.store.upkeep import whole_records
 
-OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0))
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0), {})
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
 
@@ -79,7 +79,9 @@ async def first_order(engine: Engine) -> WorkerOrder:
 
 def lost(parent: Segment, error: str) -> OrderFailure:
     """The state to start from is damaged or gone."""
-    return OrderFailure(error, Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=parent.key)
+    return OrderFailure(
+        error, Fault.ERROR, 0, "node", restarting=False, explained=True, may_be_a_peers=False, lost_parent=parent.key
+    )
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
@@ -121,7 +123,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
         """Says what there was before another worker published."""
 
         def read_record(self, key: str) -> Record | None:
-            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
+            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8), {})
             return None
 
     async def search() -> None:
@@ -146,7 +148,14 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         await settle()
         await first_order(engine)
         failure = OrderFailure(
-            "no such clip", Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=None
+            "no such clip",
+            Fault.ERROR,
+            0,
+            "node",
+            restarting=False,
+            explained=True,
+            may_be_a_peers=False,
+            lost_parent=None,
         )
         await engine.order_failed("group-1", 0, failure)
         assert (await engine.next_order("group-1", 1)) is not None

@@ -1,15 +1,18 @@
 """What TensorBoard shows of a search."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 from ray.tune.experiment import Trial
 from records import make_trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from latentsync_ray.core.record import Speed, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.reported import Reported
@@ -29,6 +32,7 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
         end = start + len(losses)
         segment = Segment(key, stage, {"num_workers": 1}, start, start, end)
         trained = make_trained(segment, steps=[{"loss": loss, "lr": loss / 8} for loss in losses])
+        trained = replace(trained, timings=Timings(*[0.5] * 5), speed=Speed(8, 12.0, 0.25))
         store.publish(trained, {"model.weight": torch.zeros(1)}, picture.getvalue())
         means = {"train/loss": sum(losses) / len(losses), "val/objective": value}
         reported = Reported.reached(Boundary.after(segment, means), start, cached=False)
@@ -43,6 +47,15 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
         folder = tmp_path / f"searches/s/tensorboard/trial-000{number}"
         events = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()  # 0: all of them
         curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.scalars.Keys()}
+        for stage, step in (("first_stage", 2), ("second_stage", 5)):
+            for name, figure in (
+                ("speed/samples_per_second", 12.0),
+                ("speed/mfu", 0.25),
+                ("speed/peak_memory_bytes", 8),
+            ):
+                assert curves.pop(f"{stage}/{name}") == [(step, figure)]
+            for part in ("restore", "train", "validate", "publish", "wait"):
+                assert curves.pop(f"{stage}/timings/{part}_seconds") == [(step, 0.5)]
         assert curves == {
             "first_stage/train/loss": [(1, 0.5), (2, 0.25)],
             "first_stage/train/lr": [(1, 0.0625), (2, 0.03125)],
@@ -58,3 +71,16 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
             (event,) = pictures[tag]
             assert event.step == step
             assert Image.open(io.BytesIO(event.encoded_image_string)).getcolors() == [(6 * 4, shown)]
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    """As a process may open 1,024 files, and a search may have more trials."""
+    log = TensorBoardLog(Store(str(tmp_path)), "searches/s")
+    before = psutil.Process().num_fds()
+    for number in range(50):
+        trial = Trial("trial", stub=True, trial_id=f"a1b2_{number:05d}", config={})
+        segment = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+        reported = Reported.reached(Boundary.after(segment, {"val/objective": 1.0}), 0, cached=False)
+        log.on_trial_result(0, [], trial, reported.to_result())
+    assert psutil.Process().num_fds() == before
+    assert len(list(tmp_path.rglob("events.out.*"))) == 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,9 @@ def test_a_full_folder_for_temporary_files_is_not_the_storages_fault(
     with pytest.raises(FileNotFoundError) as error:
         Store("mock:///store").publish(make_trained(make_segment()), {"model.weight": torch.ones(3)})
     assert not isinstance(error.value, StorageError)
+
+
+def test_ray_tune_can_write_it_down_after_print_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does that while a progress bar is shown, and Ray Tune writes what its callbacks hold."""
+    monkeypatch.setattr("builtins.print", lambda *values: None)
+    assert pickle.loads(pickle.dumps(Patience())) == Patience()
