@@ -80,7 +80,7 @@ count: $(DEV)
 # On one GPU, 360 and 300 s: what is built in, then prototypes. A part alone: make bench-gpu PARTS=2
 PARTS ?= 1 2
 bench-gpu: $(DEV)
-	@for part in $(PARTS); do $(BIN)/python -m benchmarks.gpu.bench $$part $(ARGS) || exit; done
+	@status=0; for part in $(PARTS); do $(BIN)/python -m benchmarks.gpu.bench $$part $(ARGS) || status=1; done; exit $$status
 
 bench-scale: $(DEV)
 	$(BIN)/python benchmarks/scale.py $(ARGS)

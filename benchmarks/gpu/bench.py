@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     size = SMALL if options.small else FULL
     recipe = recipe_of(size, options.overrides)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, options.out.open("a") as file:
         make_inputs(size, recipe, Path(scratch))
         job = Job(size, Path(scratch), options.device, options.hash_steps, options.steps, tuple(options.overrides))
@@ -69,7 +70,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=tuple(SECONDS))
     parser.add_argument("--seconds", type=float, help="for all of it (360 and 300)")
-    parser.add_argument("--out", type=Path, default=Path("bench-gpu.jsonl"), help="rows are added (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/bench-gpu.jsonl"), help="rows are added (%(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=8, help="steps to time (%(default)s)")
     parser.add_argument("--hash-steps", type=int, default=5, help="steps before them (%(default)s)")
     parser.add_argument("--small", action="store_true", help="small networks, to try the whole path")

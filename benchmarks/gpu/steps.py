@@ -148,10 +148,10 @@ def measure(job: Job, stage: str, way: Way) -> dict[str, Any]:
             figures |= _deviation(reference, _gradients(stages))
             del reference
         started = time.perf_counter()
-        _take(stages, 0, 1)
+        metrics = _take(stages, 0, 1)
         figures["first_seconds"] = time.perf_counter() - started
-        loss = _take(stages, 1, job.hash_steps - 1)["loss"]
-        figures |= {"loss": loss, "weights": weights_hash(stages.unet)}
+        metrics |= _take(stages, 1, job.hash_steps - 1)
+        figures |= {"loss": metrics["loss"], "weights": weights_hash(stages.unet)}
         started = time.perf_counter()
         _take(stages, job.hash_steps, job.timed_steps)
         seconds = (time.perf_counter() - started) / job.timed_steps
@@ -186,7 +186,7 @@ def prototype(stages: BenchStages) -> Iterator[None]:
 
 def _take(stages: BenchStages, start: int, count: int) -> dict[str, float]:
     """Takes steps and waits for them. Returns the last one's metrics."""
-    metrics: Any = {"loss": 0.0}
+    metrics: Any = {}
     for step in range(start, start + count):
         metrics = stages.step(step, step)
     stages._look()
