@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 RUN := .venv/.installed
 DEV := .venv/.dev
 
-.PHONY: venv face tune plan train example test soak s3 check assets bench bench-gpu bench-scale chaos truth clean
+.PHONY: venv face tune plan train example test soak s3 check assets bench bench-gpu bench-scale count chaos truth clean
 
 venv: $(DEV)
 
@@ -73,9 +73,14 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-# A step of configs/256 at full size on a GPU: make bench-gpu ARGS='first_stage.batch_size=4'
+# Kernels, FLOPs and bytes of a step of configs/256, counted without a GPU: make count ARGS='first_stage.batch_size=16'
+count: $(DEV)
+	$(BIN)/python -m benchmarks.gpu.count $(ARGS)
+
+# On one GPU, 360 and 300 s: what is built in, then prototypes. A part alone: make bench-gpu PARTS=2
+PARTS ?= 1 2
 bench-gpu: $(DEV)
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	@for part in $(PARTS); do $(BIN)/python -m benchmarks.gpu.bench $$part $(ARGS) || exit; done
 
 bench-scale: $(DEV)
 	$(BIN)/python benchmarks/scale.py $(ARGS)

@@ -25,6 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config.loading import with_overrides
 from latentsync_ray.config.searchfiles import load_search
+from latentsync_ray.engine.determinism import make_deterministic
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.search.suggestions import tune_domain
 from latentsync_ray.store import Store
@@ -39,7 +40,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
     recipe = config["recipe"]
     torch.set_num_threads(recipe.first_stage.num_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    make_deterministic()
     training = Stages(
         StagesSetup(
             PreparedClips.open(recipe.data.folder),

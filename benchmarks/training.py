@@ -131,7 +131,7 @@ def _stage_one(data: str, vae: str) -> list[float]:
             frames = sample["frames"].transpose(0, 1) / 127.5 - 1
             for _ in ("frames", "masked frames", "reference frames"):
                 for frame in frames.split(1):
-                    encode_latents(training.vae, frame)
+                    encode_latents(training.networks.vae, frame)
 
     def with_encoding() -> None:
         encode()

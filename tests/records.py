@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from latentsync_ray.core.record import Timings, Trained
+from latentsync_ray.core.record import Speed, Timings, Trained
 from latentsync_ray.core.segment import Metrics, Segment
 
 
@@ -22,5 +22,5 @@ def make_trained(
 ) -> Trained:
     """What a worker says of a segment."""
     return Trained(
-        segment, metrics or {}, list(steps), None, weights_sha256, environment or {}, Timings(0.0, 0.0, 0.0)
+        segment, metrics or {}, list(steps), None, weights_sha256, environment or {}, Timings(0.0, 0.0, 0.0), Speed()
     )

@@ -38,6 +38,9 @@ def check_search(search: SearchConfig, recipe: Recipe, where: str) -> None:
         if name.split(".")[0] not in _SEARCHABLE and inner_value(recipe, name.split(".")[0]) is not None:
             rule = "must stay the same for all trials, else they cannot be compared"
             raise UserError(f"{where}: param_space.{name}: {rule}; remove it")
+        section, _, setting = name.partition(".")
+        if section in (FIRST_STAGE, SECOND_STAGE) and setting in recipe.not_in_segments:
+            raise UserError(f"{where}: param_space.{name}: changes no number that trials are compared by; remove it")
     _check_values(search.param_space, Variants(recipe, f"{where}: param_space"))
     for every in extremes(search, recipe, "second_stage.report_every_steps"):
         if search.trials.extend % every:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.config.plain import Settings, settings
+from latentsync_ray.config.plain import Settings, plain, settings
 from latentsync_ray.config.recipe import Recipe, StageConfig
 from latentsync_ray.config.schema import all_complaints, checked, inner_value, merged, resolve_paths, with_values_in
 from latentsync_ray.config.trainings import absolute, recipe_type
@@ -132,13 +132,14 @@ def recipe_from_plain(schema: type[_RecipeT], values: Settings) -> _RecipeT:
 
 
 def stage_config(recipe: Recipe, stage: str, values: Settings) -> StageConfig:
-    """The configuration of a stage that a segment's settings stand for.
+    """The configuration of a stage that a segment's settings stand for; what they leave out is the recipe's own.
 
     Raises:
         UserError: They break a rule, as values that a search draws may.
     """
-    schema = type(getattr(recipe, stage))
-    config = checked(schema, merged(schema, values, {"": Path(stage)}), {"": Path(stage)})
+    own = getattr(recipe, stage)
+    values = {**{name: plain(getattr(own, name)) for name in recipe.not_in_segments}, **values}
+    config = checked(type(own), merged(type(own), values, {"": Path(stage)}), {"": Path(stage)})
     assert isinstance(config, StageConfig)
     return config
 

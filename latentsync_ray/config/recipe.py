@@ -72,6 +72,8 @@ class Recipe:
     """Dotted names of values that are a folder, a file, or the id of a model on a hub."""
     not_in_key: ClassVar[tuple[str, ...]] = ()
     """Dotted names of values on which what is trained does not depend, or whose contents have fingerprints."""
+    not_in_segments: ClassVar[tuple[str, ...]] = ()
+    """Settings of a stage on which its numbers do not depend: they are in no key, and the same for all trials."""
     shape_settings: ClassVar[tuple[str, ...]] = ()
     """Settings of a stage on which the shapes of its state depend: who goes on from a state must have the same."""
 

@@ -17,6 +17,22 @@ class Timings:
     restore_seconds: float
     train_seconds: float
     validate_seconds: float
+    publish_seconds: float = 0.0
+    """Of the segment that the worker published before: a record is written before its own publishing has ended."""
+    wait_seconds: float = 0.0
+    """For the order, since the one before was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a segment was trained."""
+
+    peak_memory_bytes: int = 0
+    """Most memory at any time that tensors held on the GPU, or, without one, the process; of rank 0."""
+    samples_per_second: float | None = None
+    """Of all ranks together; None if the training does not know."""
+    mfu: float | None = None
+    """Model-FLOPs utilisation, from 0 to 1; None if FLOPs or the device's peak are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class Trained:
     environment: Mapping[str, str]
     """What the last bits may depend on besides the segment."""
     timings: Timings
+    speed: Speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,7 @@ class Record(Trained):
         fields = {f.name: values[f.name] for f in dataclasses.fields(cls)}
         fields["segment"] = Segment(**values["segment"])  # type: ignore[arg-type]
         fields["timings"] = Timings(**values["timings"])  # type: ignore[arg-type]
+        fields["speed"] = Speed(**values["speed"])  # type: ignore[arg-type]
         fields["state"] = StoredState(**values["state"])  # type: ignore[arg-type]
         record = cls(**fields)  # type: ignore[arg-type]
         if record.key != values["key"]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from latentsync_ray.config.recipe import Recipe, StageConfig
 from latentsync_ray.config.trainings import resolve_training
+from latentsync_ray.core.segment import Metrics
 
 if TYPE_CHECKING:  # what decides and plans needs no torch
     import torch
@@ -62,6 +63,18 @@ class TrainingSetup(Generic[RecipeT]):
     """Number of workers."""
 
 
+@dataclass(frozen=True)
+class StepWork:
+    """What a step takes, on all ranks together."""
+
+    num_samples: int
+    """Samples of the global batch."""
+    num_flops: float | None = None
+    """FLOPs of the model, forward and backward; None if they are not counted."""
+    peak_flops: float | None = None
+    """FLOPs a second that the ranks' devices could take; None if that is not known."""
+
+
 class Training(ABC, Generic[RecipeT]):
     """A two-stage training. Everything that it computes is a pure function of settings, state and step.
 
@@ -101,11 +114,12 @@ class Training(ABC, Generic[RecipeT]):
         """
 
     @abstractmethod
-    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+    def step(self, global_step: int, stage_step: int) -> Metrics:
         """Takes one optimizer step, the one that leads from global_step to the next.
 
         Returns:
-            Its losses by name: within a stage always the same names, since a segment's mean of each is reported.
+            Its losses by name: within a stage always the same names, since a segment's mean of each is reported. They
+            are looked at once the segment's steps are taken, so that a mapping may read them from a device then.
         """
 
     @abstractmethod
@@ -115,6 +129,24 @@ class Training(ABC, Generic[RecipeT]):
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Everything that training goes on from, on the CPU: `model.*`, and for example `optimizer.*`."""
+
+    def rehearse(self, notes: Notes) -> Sequence[str]:
+        """Finds out whether the recipe's stages can be trained on this worker, before anything is.
+
+        Args:
+            notes: Where figures that are costly to measure may be kept.
+
+        Returns:
+            Lines for the user.
+
+        Raises:
+            UserError: A stage cannot be trained here.
+        """
+        return ()
+
+    def work(self) -> StepWork | None:
+        """What a step of the stage that was built takes, for figures of speed; None if that is not known."""
+        return None
 
     def preview(self) -> Tensor | None:
         """A picture (H, W, 3), uint8, of what the model makes, or None; rank 0 alone is asked."""

@@ -60,6 +60,8 @@ class TrialRecipe:
     """Weights of `val/objective` by metric."""
     constants: Settings
     """What else is trained by: the same for all trials of a search, and part of the root key."""
+    not_in_segments: tuple[str, ...] = ()
+    """Settings of a stage on which, in this training, its numbers do not depend."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> TrialRecipe:
@@ -74,7 +76,7 @@ class TrialRecipe:
             recipe.seed,
         )
         stages = {stage: settings(getattr(recipe, stage)) for stage in STAGES}
-        return cls(decisions, stages, dict(recipe.objective()), constants)
+        return cls(decisions, stages, dict(recipe.objective()), constants, recipe.not_in_segments)
 
     def with_values(self, values: Mapping[str, Plain]) -> TrialRecipe:
         """The recipe with some values replaced by dotted name.
@@ -109,7 +111,7 @@ class TrialRecipe:
 
     def segment_settings(self, stage: str) -> Settings:
         """The settings of a stage on which its numbers depend."""
-        return without(self.stages[stage], _NOT_IN_SEGMENTS)
+        return without(self.stages[stage], (*_NOT_IN_SEGMENTS, *self.not_in_segments))
 
     def root_key(self, fingerprints: Mapping[str, str], extra: Mapping[str, Plain] | None = None) -> str:
         """Key of the state before the first step.

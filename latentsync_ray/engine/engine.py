@@ -229,7 +229,7 @@ class Engine:
             self.spending.stored_bytes += outcome.state.num_bytes
             result = Result(outcome.metrics, outcome.state, outcome.environment)
             self.known.add(segment, result)
-            self.totals.add(segment, outcome.timings)
+            self.totals.add(segment, outcome.timings, outcome.speed)
             self.cleaning.trained(segment.key)
             self.nodes.succeeded(self.watch.nodes(group))
             self.pool.finish_order(group)

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
-from latentsync_ray.core.record import StoredState, Timings
+from latentsync_ray.core.record import Speed, StoredState, Timings
 from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.engine.budget import Exceeded
 
@@ -139,6 +139,7 @@ class SegmentOutcome:
     timings: Timings
     environment: Mapping[str, str]
     """What the last bits may depend on besides the segment."""
+    speed: Speed = field(default_factory=Speed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +197,21 @@ class StageTotals:
     restore_seconds: float = 0.0
     train_seconds: float = 0.0
     validate_seconds: float = 0.0
+    publish_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    newest_speed: Speed = field(default_factory=Speed)
+    """Of the segment that was trained last."""
 
     def __add__(self, other: StageTotals) -> StageTotals:
-        """Both together."""
+        """Both together; the other is the newer one."""
         return StageTotals(
             self.num_steps + other.num_steps,
             self.restore_seconds + other.restore_seconds,
             self.train_seconds + other.train_seconds,
             self.validate_seconds + other.validate_seconds,
+            self.publish_seconds + other.publish_seconds,
+            self.wait_seconds + other.wait_seconds,
+            other.newest_speed,
         )
 
     @property

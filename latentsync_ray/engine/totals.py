@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from latentsync_ray.core.record import Timings
+from dataclasses import asdict
+
+from latentsync_ray.core.record import Speed, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.messages import StageTotals
 
@@ -15,8 +17,8 @@ class Totals:
         self.newest_seconds_per_step: float | None = None
         """Of the segment that was trained last."""
 
-    def add(self, segment: Segment, timings: Timings) -> None:
+    def add(self, segment: Segment, timings: Timings, speed: Speed) -> None:
         """Adds a trained segment."""
-        one = StageTotals(segment.num_steps, timings.restore_seconds, timings.train_seconds, timings.validate_seconds)
+        one = StageTotals(num_steps=segment.num_steps, **asdict(timings), newest_speed=speed)
         self.by_stage[segment.stage] = self.by_stage.get(segment.stage, StageTotals()) + one
         self.newest_seconds_per_step = one.seconds_per_step

@@ -21,6 +21,7 @@ from latentsync_ray.config.loading import recipe_from_plain, stage_config
 from latentsync_ray.core.record import Partial, Timings, Trained
 from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.training import Training, TrainingSetup, load_training
+from latentsync_ray.engine.determinism import make_deterministic, refused_operation
 from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import (
     Fault,
@@ -32,6 +33,7 @@ from latentsync_ray.engine.messages import (
     WorkerOrder,
     WorkerSetup,
 )
+from latentsync_ray.engine.speed import reset_peak_memory, segment_speed
 from latentsync_ray.store import DamagedEntryError, StorageError, Store, weights_sha256
 from latentsync_ray.store.patience import Patience
 
@@ -82,7 +84,8 @@ def train_loop(config: LoopConfig) -> None:
 def _failure(error: Exception, order: WorkerOrder, own: Rank, world_size: int) -> OrderFailure:
     """What to tell the engine of an error, and whether this process can go on after it."""
     explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
-    message = str(error) if explained else f"{type(error).__name__}: {error}"
+    refused = refused_operation(error)
+    message = str(error) if explained else refused or f"{type(error).__name__}: {error}"
     fault = Fault.DIVERGED if isinstance(error, FloatingPointError) else Fault.ERROR
     return OrderFailure(
         error=" ".join(message.split()),
@@ -91,8 +94,8 @@ def _failure(error: Exception, order: WorkerOrder, own: Rank, world_size: int) -
         node_id=own.node_id,
         # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
         # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
-        restarting=world_size > 1 or not explained,
-        explained=explained,
+        restarting=world_size > 1 or not (explained or refused),
+        explained=explained or refused is not None,
         # torch.distributed raises nothing more special.
         may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
         lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,
@@ -121,6 +124,7 @@ class _Worker:
         patience: Patience,
     ):
         self.setup, self.group, self.rank, self.world_size = setup, group, rank, world_size
+        self.idle_since, self.publish_seconds = time.perf_counter(), 0.0
         self.training_class = load_training(setup.training)
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage, patience)
@@ -170,9 +174,10 @@ class _Worker:
                 f"environment: strict needs all nodes alike, node {socket.gethostname()} has {self.environment}, "
                 f"another one {dict(self.asked_environment)}; take it out, or set environment=reported"
             )
-        started = time.perf_counter()
+        started, waited_since = time.perf_counter(), self.idle_since
         training, steps = self._restore(segment, order)
-        restored = time.perf_counter()
+        restored, num_left_off = time.perf_counter(), len(steps)
+        reset_peak_memory()
 
         # Train.
         for global_step in range(segment.start_step + len(steps), segment.end_step):
@@ -181,15 +186,17 @@ class _Worker:
             # All ranks are told at the same step.
             if self.setup.preemptible and ray.train.get_preemption_info() is not None:
                 if self.rank == 0:
-                    self.store.write_partial(segment.key, steps, self.start_sha256, training.state())
+                    looked_at: list[Metrics] = [dict(step) for step in steps]
+                    self.store.write_partial(segment.key, looked_at, self.start_sha256, training.state())
                 raise _PreemptedError
+        losses = [dict(step) for step in steps]  # waits for a device that is still at it
         stepped = time.perf_counter()
         self.tell_movement()
 
         # Validate.
         metrics = training.validate()
-        for name in steps[0]:
-            metrics[f"train/{name}"] = sum(step[name] for step in steps) / len(steps)
+        for name in losses[0]:
+            metrics[f"train/{name}"] = sum(step[name] for step in losses) / len(losses)
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {segment.end_step}: {name} is {value}")
@@ -199,6 +206,7 @@ class _Worker:
         self.tell_movement()
         self.held = segment.key
         if self.rank != 0:
+            self.idle_since = time.perf_counter()
             return None
         state, preview = training.state(), training.preview()
         picture = io.BytesIO()
@@ -208,15 +216,19 @@ class _Worker:
             restore_seconds=restored - started,
             train_seconds=stepped - restored,
             validate_seconds=validated - stepped,
+            publish_seconds=self.publish_seconds,
+            wait_seconds=started - waited_since,
         )
+        speed = segment_speed(training.work(), segment.num_steps - num_left_off, timings.train_seconds)
         self.store.check_identity(self.store_id)
-        trained = Trained(
-            segment, metrics, steps, self.start_sha256, weights_sha256(state), self.environment, timings
-        )
+        weights = weights_sha256(state)
+        trained = Trained(segment, metrics, losses, self.start_sha256, weights, self.environment, timings, speed)
         record = self.store.publish(trained, state, picture.getvalue() or None)
         if self.setup.preemptible:
             self.store.drop_partial(segment.key)  # it is of no use any more
-        return SegmentOutcome(metrics, record.state, timings, self.environment)
+        self.idle_since = time.perf_counter()
+        self.publish_seconds = self.idle_since - validated
+        return SegmentOutcome(metrics, record.state, timings, self.environment, speed)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.
@@ -268,8 +280,10 @@ class _Worker:
             raise RuntimeError(f"{error}; it will be trained from its beginning") from None
 
     def _new_training(self, seed: int) -> Training[Any]:
-        # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        make_deterministic()
         device = ray.train.torch.get_device()
-        return self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))
+        training = self.training_class(TrainingSetup(self.recipe, seed, device, self.rank, self.world_size))
+        lines = training.rehearse(self.store)
+        for line in lines if self.rank == 0 else ():
+            ray.get(self.engine.notice.remote(line))
+        return training

@@ -55,6 +55,11 @@ class LossConfig:
     trepa: float = 0.0
     """Distance of the video encoder's features of decoded frames."""
 
+    @property
+    def of_pixels(self) -> bool:
+        """Whether frames are decoded for it."""
+        return max(self.sync, self.lpips, self.trepa) > 0
+
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         for term in LOSS_TERMS:
@@ -112,8 +117,9 @@ class LatentSyncStage(StageConfig):
     """Samples a step over all workers and micro-batches."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of a worker's share, one after another: less memory, the same step."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory, more time."""
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Computes activations again in the backward pass instead of keeping them: less memory, more time, the same bits.
+    `auto` does so on a GPU on which a step does not fit otherwise, and never on a CPU."""
     mixed_noise_alpha: float = 1.0
     """Share of the noise that is common to the frames of a clip (PYoCo, Ge et al. 2023); 0 for none."""
     ema_decay: float = 0.0
@@ -158,6 +164,7 @@ class LatentSyncRecipe(Recipe):
     sources: ClassVar[tuple[str, ...]] = tuple(f"components.{f.name}" for f in fields(ComponentsConfig))
     # The objective's weights are applied to what was measured; data and components count by their contents.
     not_in_key: ClassVar[tuple[str, ...]] = ("data.folder", "data.synthetic", "components", "validation.objective")
+    not_in_segments: ClassVar[tuple[str, ...]] = ("gradient_checkpointing",)
     shape_settings: ClassVar[tuple[str, ...]] = ("model",)
 
     data: DataConfig

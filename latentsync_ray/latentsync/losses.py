@@ -46,8 +46,11 @@ def cosine_loss(vision_embeds: Tensor, audio_embeds: Tensor, y: Tensor) -> Tenso
     # Autocast forbids binary_cross_entropy because its input might be half precision; here it is not.
     with torch.autocast(vision_embeds.device.type, enabled=False):
         similarity = F.cosine_similarity(vision_embeds.float(), audio_embeds.float())
-        # Rounding may carry the similarity of equal vectors past 1, where the logarithm is undefined.
-        return F.binary_cross_entropy(similarity.clamp(0, 1), y.float(), reduction="none")
+        # Rounding may carry the similarity of equal vectors past 1, where the logarithm is undefined. Of a similarity
+        # that is NaN the loss is NaN: torch would raise an error, on a GPU one that ends the process.
+        probability = similarity.nan_to_num(nan=0.0).clamp(0, 1)
+        loss = F.binary_cross_entropy(probability, y.float(), reduction="none")
+        return torch.where(similarity.isnan(), similarity, loss)
 
 
 def sync_loss(
@@ -222,10 +225,16 @@ class _LinearWeights(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, kernel_size=1, bias=False))
-        nn.init.ones_(
-            self.get_parameter("model.1.weight")
-        )  # the plain distance; a weight below 0 would reward differences
+        self.model = nn.Sequential(nn.Identity(), _ChannelWeights(channels))
+
+
+class _ChannelWeights(nn.Module):
+    """A weight for each channel, in the shape of lpips' convolution; it is no layer, since it is used in float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # 1 is the plain distance; a weight below 0 would reward differences.
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
 
 
 # --- TREPA --------------------------------------------------------------------
@@ -245,6 +254,10 @@ class TREPALoss(nn.Module):
     def __init__(self, model: VideoMAEModel) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
+        # transformers keeps these as a plain tensor on the CPU, from where every call would copy them to a GPU.
+        embeddings = model.embeddings
+        positions = embeddings.__dict__.pop("position_embeddings")
+        embeddings.register_buffer("position_embeddings", positions, persistent=False)
         self.train(False)
 
     @classmethod

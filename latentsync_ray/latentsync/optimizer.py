@@ -30,8 +30,8 @@ class OptimizerConfig:
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Largest global norm of the gradients."""
-    implementation: Literal["foreach", "for-loop", "fused"] = "foreach"
-    """torch's implementation; their results differ in the last bits."""
+    implementation: Literal["auto", "foreach", "for-loop", "fused"] = "auto"
+    """torch's implementation; their results differ in the last bits. `auto`: fused on a GPU, foreach on a CPU."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
@@ -69,15 +69,24 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: OptimizerC
     """A new AdamW over the parameters."""
     import torch
 
+    parameters = list(parameters)
+    implementation = _implementation(config, parameters[0].device)
     return torch.optim.AdamW(
         parameters,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        foreach=config.implementation == "foreach",
-        fused=config.implementation == "fused",
+        foreach=implementation == "foreach",
+        fused=implementation == "fused",
     )
+
+
+def _implementation(config: OptimizerConfig, device: torch.device) -> str:
+    """The implementation that is taken on a device."""
+    if config.implementation == "auto":
+        return "fused" if device.type == "cuda" else "foreach"
+    return config.implementation
 
 
 def learning_rate(optimizer: OptimizerConfig, lr_scheduler: LRSchedulerConfig) -> Callable[[int], float]:
@@ -121,6 +130,6 @@ def load_moments(
         for moment in MOMENTS:
             stored = state.get(f"optimizer.{name}.{moment}")
             if stored is not None:
-                on_cpu = moment == "step" and config.implementation != "fused"
+                on_cpu = moment == "step" and _implementation(config, parameter.device) != "fused"
                 device = "cpu" if on_cpu else parameter.device
                 optimizer.state[parameter][moment] = stored.to(device, copy=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from latentsync_ray.config.recipe import Recipe, StageConfig
-from latentsync_ray.core.training import Inputs, Notes, Training, TrainingSetup
+from latentsync_ray.core.training import Inputs, Notes, StepWork, Training, TrainingSetup
+from latentsync_ray.core.trial_recipe import STAGES
 from latentsync_ray.latentsync.config import LatentSyncRecipe, LatentSyncStage
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class LatentSync(Training[LatentSyncRecipe]):
         from latentsync_ray.latentsync.data.clips import PreparedClips
         from latentsync_ray.latentsync.stage import Stages, StagesSetup
 
-        recipe = setup.recipe
+        recipe = self._recipe = setup.recipe
         self.stages = Stages(
             StagesSetup(
                 samples=PreparedClips.open(recipe.data.folder),
@@ -48,7 +49,15 @@ class LatentSync(Training[LatentSyncRecipe]):
         assert isinstance(config, LatentSyncStage)
         self.stages.build(stage, config, state, state_stage)
 
-    def step(self, global_step: int, stage_step: int) -> dict[str, float]:
+    def rehearse(self, notes: Notes) -> Sequence[str]:
+        """Takes a step of each stage on a GPU; see `Training.rehearse`."""
+        return self.stages.rehearse({name: getattr(self._recipe, name) for name in STAGES}, notes)
+
+    def work(self) -> StepWork:
+        """Samples and FLOPs; see `Training.work`."""
+        return self.stages.work()
+
+    def step(self, global_step: int, stage_step: int) -> Mapping[str, float]:
         """One step of AdamW; see `Training.step`."""
         return self.stages.step(global_step, stage_step)
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from latentsync_ray.config.lengths import longest_trial
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.engine.messages import EngineStatus
+from latentsync_ray.engine.messages import EngineStatus, StageTotals
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.search.progress import Progress
@@ -25,6 +25,27 @@ from latentsync_ray.search.progress import Progress
 _POLL_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 15.0
 _NUM_ROWS = 16
+
+
+def speed_line(stage: str, totals: StageTotals) -> str:
+    """How fast a stage is trained, and what the time of its workers went into."""
+    speed, seconds = totals.newest_speed, totals
+    figures = [f"{speed.peak_memory_bytes / 2**30:.1f} GiB"]
+    if speed.samples_per_second is not None:
+        figures.insert(0, f"{speed.samples_per_second:.3g} samples/s")
+    if speed.mfu is not None:
+        figures.append(f"{speed.mfu:.1%} of the peak")
+    parts = {
+        "training": seconds.train_seconds,
+        "validation": seconds.validate_seconds,
+        "publishing": seconds.publish_seconds,
+        "restoring": seconds.restore_seconds,
+        "waiting": seconds.wait_seconds,
+    }
+    whole = sum(parts.values()) or 1.0
+    return f"{stage}: {', '.join(figures)}; " + ", ".join(
+        f"{name} {part / whole:.0%}" for name, part in parts.items()
+    )
 
 
 class LiveView:
@@ -103,7 +124,8 @@ class LiveView:
             f"for {now.num_waiters} trials"
             for now in status.training
         ]
-        return Text("\n".join(lines) or "no segment is being trained")
+        lines = lines or ["no segment is being trained"]
+        return Text("\n".join([*lines, *(speed_line(stage, totals) for stage, totals in status.trained.items())]))
 
     def _table(self, trials: list[TrialResult]) -> Table:
         table = Table(box=None, pad_edge=False)

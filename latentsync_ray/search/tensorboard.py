@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tempfile
 import time
@@ -121,6 +122,10 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
                 log.add_scalar(f"{stage}/train/{name}", value, step)
+        for group, figures in (("speed", record.speed), ("timings", record.timings)) if record is not None else ():
+            for name, value in dataclasses.asdict(figures).items():
+                if value is not None:
+                    log.add_scalar(f"{stage}/{group}/{name}", value, end)
         try:
             preview = self._store.read_preview(record) if record is not None else None
         except DamagedEntryError as error:

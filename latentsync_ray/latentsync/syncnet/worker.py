@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TypedDict
@@ -13,6 +12,7 @@ import torch
 from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 
+from latentsync_ray.engine.determinism import make_deterministic
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.syncnet.config import SyncNetConfig
 from latentsync_ray.latentsync.syncnet.training import SyncTraining, sync_accuracy
@@ -34,9 +34,7 @@ class LoopConfig(TypedDict):
 def train_loop(settings: LoopConfig) -> None:
     """Trains from the last checkpoint to the end; validates and writes a checkpoint at intervals."""
     config = settings["config"]
-    # Bits must not depend on the run: on a GPU that takes deterministic algorithms.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    make_deterministic()
     torch.set_num_threads(config.num_threads)
 
     context = ray.train.get_context()

@@ -126,6 +126,14 @@ def test_nan_has_no_key() -> None:
         digest({"lr": float("nan")})
 
 
+def test_what_changes_no_number_is_not_in_the_key_and_is_the_recipe_s_own() -> None:
+    recipe = make_recipe(gradient_checkpointing=True)
+    values = stage_settings(recipe.second_stage)
+    assert values == stage_settings(dataclasses.replace(recipe.second_stage, gradient_checkpointing="auto"))
+    made = stage_config(recipe, "second_stage", values)
+    assert isinstance(made, LatentSyncStage) and made.gradient_checkpointing is True
+
+
 @settings(deadline=None)
 @given(st.sampled_from([5, 10, 20, 40]), st.integers(1, 9))
 def test_boundaries_and_length_are_not_in_the_key(every: int, num_reports: int) -> None:
@@ -144,7 +152,6 @@ def test_every_other_setting_is() -> None:
         {"lr_scheduler": dataclasses.replace(stage.lr_scheduler, num_warmup_steps=1)},
         {"batch_size": 2},
         {"gradient_accumulation_steps": 2},
-        {"gradient_checkpointing": True},
         {"mixed_noise_alpha": 0.0},
         {"ema_decay": 0.99},
         {"dtype": "bfloat16"},

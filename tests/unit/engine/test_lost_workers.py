@@ -10,6 +10,7 @@ import torch
 from records import make_segment, make_trained
 
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
+from latentsync_ray.core.record import Speed
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.engine import Engine
 from latentsync_ray.engine.messages import (
@@ -162,7 +163,7 @@ def test_a_group_that_stands_still_is_ended(tmp_path: Path) -> None:
 
 def test_slow_steps_are_no_hang(tmp_path: Path) -> None:
     async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
-        engine.totals.add(PAIR, Timings(0.0, 4 * 60.0, 0.0))  # a minute a step
+        engine.totals.add(PAIR, Timings(0.0, 4 * 60.0, 0.0), Speed())  # a minute a step
         for _ in range(3):
             engine.clock.now += 1190
             await engine.moved("group-1", Rank(0, "node", 100))

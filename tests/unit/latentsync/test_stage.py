@@ -14,11 +14,13 @@ from records import make_segment, make_trained
 from safetensors.torch import load_file
 
 from latentsync_ray.config.loading import load_recipe
-from latentsync_ray.latentsync import stage as stage_module
+from latentsync_ray.latentsync import batches
+from latentsync_ray.latentsync.batches import Draw
 from latentsync_ray.latentsync.config import LOSS_TERMS, LatentSyncRecipe, LatentSyncStage, LossConfig
 from latentsync_ray.latentsync.data.clips import PreparedClips
 from latentsync_ray.latentsync.inputs import ready_inputs
 from latentsync_ray.latentsync.models.interop import write_official
+from latentsync_ray.latentsync.objective import Objective
 from latentsync_ray.latentsync.optimizer import LRSchedulerConfig, OptimizerConfig
 from latentsync_ray.latentsync.stage import Stages, StagesSetup
 from latentsync_ray.store import Store, weights_sha256
@@ -104,11 +106,11 @@ def test_a_step_is_the_originals(
         if name.startswith("state_dict.")
     }
 
-    def golden_draw(seed: int, purpose: str, step: int, index: int, sample: Mapping) -> tuple:
+    def golden_draw(seed: int, purpose: str, step: int, index: int, sample: Mapping) -> Draw:
         noise = golden["in.noise"][index]
-        return int(golden["in.timesteps"][index]), torch.zeros_like(noise), noise
+        return Draw(int(golden["in.timesteps"][index]), torch.zeros_like(noise), noise)
 
-    monkeypatch.setattr(stage_module, "_draw", golden_draw)
+    monkeypatch.setattr(batches, "draw", golden_draw)
     training = Stages(replace(new_training(recipe).setup, samples=GoldenSamples(golden)))
     config = LatentSyncStage(
         model=json.loads(Path(f"{files}.config.json").read_text()),
@@ -202,6 +204,40 @@ def test_a_diverging_run_is_stopped_with_the_step_and_the_term(recipe: LatentSyn
             training.step(step, step)
 
 
+def test_stage_two_diverges_in_numbers_too(recipe: LatentSyncRecipe) -> None:
+    """Where the sync loss would meet a similarity that is no number, which torch refuses."""
+    training = new_training(recipe)
+    training.build("second_stage", recipe.second_stage, None, "")
+    with torch.no_grad():
+        training.unet.conv_out.bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"step 8: the recon loss is nan"):
+        training.step(7, 7)
+
+
+def first_layer(objective: Objective) -> torch.dtype:
+    """The type of the first weights of the autoencoder's decoder."""
+    return next(objective.networks.vae.decoder.parameters()).dtype
+
+
+def test_frozen_layers_held_narrow_compute_the_same_bits(
+    recipe: LatentSyncRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; states and what trials are compared by have the weights as they were."""
+    stage, results = replace(recipe.second_stage, dtype="bfloat16"), []
+    training = new_training(recipe)
+    for narrow in (False, True):
+        monkeypatch.setattr(Stages, "_narrows", lambda self, config, narrow=narrow: narrow)
+        training.build("second_stage", stage, None, "")
+        losses = [dict(training.step(step, step)) for step in range(2)]
+        results.append((losses, weights_sha256(training.state()), training.validate()))
+        dtypes = {name: parameter.dtype for name, parameter in training.unet.named_parameters()}
+        assert (dtypes["down_blocks.0.resnets.0.conv1.weight"] == torch.bfloat16) == narrow
+        assert (first_layer(training.objective) == torch.bfloat16) == narrow
+        assert dtypes["down_blocks.0.attentions.0.proj_in.weight"] == torch.float32  # is trained
+        assert dtypes["conv_norm_out.weight"] == first_layer(training.judging) == torch.float32
+    assert results[1] == results[0]
+
+
 def test_the_stage_that_starts_takes_the_given_weights(recipe: LatentSyncRecipe, tmp_path: Path) -> None:
     given = new_training(replace(recipe, seed=5))
     given.build("first_stage", recipe.first_stage, None, "")
@@ -243,12 +279,17 @@ class InDouble(Stages):
 
     def build(self, stage: str, config: LatentSyncStage, state: Mapping[str, torch.Tensor] | None, of: str) -> None:
         super().build(stage, config, state, of)
-        for network in (self.unet, self.vae, self.syncnet, self.lpips, self.trepa):
+        for network in (self.unet, *vars(self.networks).values()):
             network.double()
+        self.objective = ObjectiveInDouble(**vars(self.objective))
 
-    def _loss_terms(self, network, batch, timesteps, noise, weights):
-        batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
-        return super()._loss_terms(network, batch, timesteps, noise.double(), weights)
+
+class ObjectiveInDouble(Objective):
+    def terms(self, network, batch, weights):
+        inputs = {
+            name: value.double() if value.is_floating_point() else value for name, value in batch.inputs.items()
+        }
+        return super().terms(network, replace(batch, inputs=inputs, noise=batch.noise.double()), weights)
 
 
 # Of a gradient that is clipped to a norm of 1; in float32 a little more is left on the way through SyncNet.
@@ -369,7 +410,7 @@ def test_the_preview_shows_masked_input_generated_and_ground_truth(recipe: Laten
     assert preview.dtype == torch.uint8
     cells = preview.unflatten(0, (3, 64)).unflatten(2, (3, 64)).permute(2, 0, 4, 1, 3)  # (column, row, C, H, W)
     masked, generated, truth = cells
-    sample = training.validation_samples[0]
+    sample = training.validation.samples[0]
     assert torch.equal(truth, sample["frames"][:, [0, 4, 7]].transpose(0, 1))
     kept = torch.nn.functional.interpolate(sample["masks"], size=(64, 64))[:, 0].bool().expand(3, 3, 64, 64)
     assert torch.equal(masked[kept], truth[kept]) and (masked[~kept] == 128).all()

@@ -44,6 +44,8 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
         folder = tmp_path / f"searches/s/tensorboard/trial-000{number}"
         events = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()  # 0: all of them
         curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.scalars.Keys()}
+        measured = {tag: curves.pop(tag) for tag in list(curves) if "/timings/" in tag or "/speed/" in tag}
+        assert measured["first_stage/timings/train_seconds"] == [(2, 0.0)]
         assert curves == {
             "first_stage/train/loss": [(1, 0.5), (2, 0.25)],
             "first_stage/train/lr": [(1, 0.0625), (2, 0.03125)],

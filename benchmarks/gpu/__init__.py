@@ -1,0 +1,1 @@
+"""What a training step of `configs/256` costs on a GPU: counted without one (`count`), measured on one (`bench`)."""
