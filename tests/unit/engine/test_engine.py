@@ -153,7 +153,7 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
         asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
-        await until(lambda: engine.pool.runs)
+        await until(lambda: [order.waiters for order in engine.dispatcher.book.orders.values()] == [{"t0", "t1"}])
         await first_order(engine)
         failure = OrderFailure(
             "no such clip",
