@@ -138,7 +138,7 @@ def engine_setup(storage: str, name: str) -> EngineSetup:
 
 def outcome_of(order: WorkerOrder) -> SegmentOutcome:
     """What a worker would report."""
-    return SegmentOutcome(METRICS, StoredState(order.segment.parent, 0), Timings(0.0, 0.0, 0.0))
+    return SegmentOutcome(METRICS, StoredState(order.segment.parent, 0), Timings(0.0, 0.0, 0.0), {})
 
 
 async def walk_all(run: Any, end_trial: Any, name: str, num_trials: int, settings: Mapping[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.engine.background import Background
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.known import KnownSegments
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.spending import Spending
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
-from latentsync_ray.store.upkeep import others_running, states_of_others
+from latentsync_ray.store.searches import Phase, Searches
 
 
 class Cleaning:
@@ -40,10 +41,17 @@ class Cleaning:
         self._passed: set[str] = set()
         """Keys whose states the trials of this search have passed."""
         self._running: asyncio.Task[None] | None = None
+        self._withheld: set[str] = set()
+        """Of these, what another search may need that was interrupted."""
+        self._trained: set[str] = set()
+        """Keys of what this search has trained itself; what it has only found may be where another one stands."""
+        self._searches = Searches(store)
         self._allowed = False
         """Whether no other search runs in this store, which may need any state in it."""
-        self._of_others: set[str] = set()
+        self._of_others: frozenset[str] = frozenset()
         """Keys of states that other searches refer to, which have ended."""
+        self._interrupted_from: int | None = None
+        """Step of stage one from which searches may branch that were interrupted; None if there is no such search."""
 
     def delete(self, keys: Iterable[str] = ()) -> None:
         """Deletes these states, and those that could not be deleted before, as soon as that is allowed."""
@@ -55,6 +63,11 @@ class Cleaning:
     def forget(self) -> None:
         """All trials have ended, and others will go where they went."""
         self._passed.clear()
+        self._withheld.clear()
+
+    def trained(self, key: str) -> None:
+        """This search has trained a segment."""
+        self._trained.add(key)
 
     async def delete_spare(self, live: Iterable[str], num_trials: int) -> None:
         """Makes room: deletes what is kept for branches that no trial can begin any more.
@@ -65,21 +78,32 @@ class Cleaning:
         """
         if self._allowed:
             for key in self._dispatcher.retention.spare_states(live, num_trials):
-                if key not in self._of_others:
+                if not self._others_may_need(key):
                     await self._delete(key)
 
     async def look_for_others(self, folder: str) -> None:
-        """Learns what must stay: everything while another search runs in the store, then what it refers to.
+        """Learns what must stay: everything while another search runs in the store, and what ended ones refer to.
 
         Args:
             folder: Of this search, below the store's root.
         """
         allowed = False
         try:
-            if not await asyncio.to_thread(others_running, self._store, folder):
-                if not self._allowed:  # some have ended, or nothing is known yet
-                    self._of_others = await asyncio.to_thread(states_of_others, self._store, folder)
-                allowed = True
+            others = await asyncio.to_thread(self._searches.others, folder)
+            allowed = not any(search.phase is Phase.RUNNING for search in others)
+            before = self._interrupted_from, self._of_others
+            starts = [search.keep_first_stage_from for search in others if search.phase is Phase.INTERRUPTED]
+            self._interrupted_from = min(starts, default=None)
+            self._of_others = frozenset().union(*(search.needed for search in others))
+            for search in others:
+                if search.phase is Phase.INTERRUPTED:
+                    self._notices.add_once(
+                        f"{search.name} was interrupted and may go on, so states that it may need are kept; if it "
+                        f"never will: latentsync-ray store STORAGE collect --end {search.name}"
+                    )
+            if before != (self._interrupted_from, self._of_others):
+                self._passed |= self._withheld
+                self._withheld.clear()
         except StorageError as error:
             self._notices.add_once(str(error))
         except DamagedEntryError as error:
@@ -90,8 +114,21 @@ class Cleaning:
     async def _delete_passed(self) -> None:
         while self._passed and self._allowed:
             key = self._passed.pop()
-            if self._dispatcher.retention.unneeded(key) and key not in self._of_others:
+            if not self._dispatcher.retention.unneeded(key):
+                continue
+            if self._others_may_need(key):
+                self._withheld.add(key)
+            else:
                 await self._delete(key)
+
+    def _others_may_need(self, key: str) -> bool:
+        if key in self._of_others:
+            return True
+        if self._interrupted_from is None:
+            return False
+        segment = self._dispatcher.states.done[key]
+        may_branch = segment.stage == FIRST_STAGE and segment.end_step >= self._interrupted_from
+        return may_branch or key not in self._trained
 
     async def _delete(self, key: str) -> None:
         self._dispatcher.drop([key])

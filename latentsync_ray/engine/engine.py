@@ -17,7 +17,7 @@ from latentsync_ray.engine.background import Background
 from latentsync_ray.engine.cleaning import Cleaning
 from latentsync_ray.engine.decisions import DecideAgain, StartGroup, StopGroup, TrainOrder
 from latentsync_ray.engine.dispatcher import Dispatcher
-from latentsync_ray.engine.groups import run_group
+from latentsync_ray.engine.groups import nodes_for, run_group
 from latentsync_ray.engine.known import KnownSegments, Result
 from latentsync_ray.engine.messages import (
     Answer,
@@ -32,6 +32,7 @@ from latentsync_ray.engine.messages import (
     WorkerOrder,
     WorkerSetup,
 )
+from latentsync_ray.engine.nodes import Nodes
 from latentsync_ray.engine.notes import SearchNotes
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.pool import Run, WorkerPool, in_own_thread
@@ -65,7 +66,10 @@ class Engine:
         self.known = KnownSegments(store, self.dispatcher, self.notices)
         self.pool = WorkerPool(self.dispatcher.assignment, self._run_group, clock)
         self.reservations = Reservations(workers, self.notices)
-        self.recovery = Recovery(self.dispatcher, self.known, self.answers, self.pool, self.notices, clock)
+        self.nodes = Nodes(self._candidates, self.notices)
+        self.recovery = Recovery(
+            self.dispatcher, self.known, self.answers, self.pool, self.nodes, self.notices, clock
+        )
         self.watch = Watch(self.pool, self.dispatcher.assignment, self.totals, workers, self.notices, clock)
         stored_bytes = 0 if setup.budget.storage_gb is None else store.state_bytes()
         self.spending = Spending(setup.budget, stored_bytes, self.pool.seconds_held, clock)
@@ -223,8 +227,11 @@ class Engine:
         if self.pool.order_stands(group, number) is not None:
             segment = self.dispatcher.finish(group, self._clock()).segment
             self.spending.stored_bytes += outcome.state.num_bytes
-            result = self.known.results[segment.key] = Result(outcome.metrics, outcome.state)
+            result = Result(outcome.metrics, outcome.state, outcome.environment)
+            self.known.add(segment, result)
             self.totals.add(segment, outcome.timings)
+            self.cleaning.trained(segment.key)
+            self.nodes.succeeded(self.watch.nodes(group))
             self.pool.finish_order(group)
             self.answers.give(segment.key, result)
             self._decide()
@@ -327,9 +334,13 @@ class Engine:
             for group in self.dispatcher.assignment.start_all(joined[0].num_workers):
                 self._start(group)
 
+    def _candidates(self) -> set[str]:
+        """Ids of the nodes that could hold a worker."""
+        return nodes_for(self._setup.groups.workers)
+
     async def _run_group(self, name: str, num_workers: int) -> str | None:
         """Runs a group to its end."""
-        return await in_own_thread(run_group, name, num_workers, self._setup.groups)
+        return await in_own_thread(run_group, name, num_workers, self._setup.groups, self.nodes.to_avoid())
 
     async def _run_to_end(self, run: Run) -> None:
         """Runs a group; when it has ended, its order goes back, or is given up."""

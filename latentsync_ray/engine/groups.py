@@ -35,13 +35,24 @@ _GONE_SECONDS = 10.0
 """A controller ends at most this long after its engine."""
 
 
-def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
+def nodes_for(workers: WorkersConfig) -> set[str]:
+    """Ids of the living nodes that have what one worker takes, taken or not."""
+    needed = {name: amount for name, amount in _resources(workers).items() if amount}
+    return {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in needed.items())
+    }
+
+
+def run_group(name: str, num_workers: int, setup: GroupSetup, avoided: tuple[str, ...] = ()) -> str | None:
     """Runs a group until the engine has no more orders for it.
 
     Args:
         name: The group's, by which its workers ask the engine for orders.
         num_workers: How many processes it has.
         setup: What all groups are started with.
+        avoided: Ids of nodes on which none of its processes may be.
 
     Returns:
         What ended it too early, one line, or None. Nothing is raised: an exception would be lost in a thread.
@@ -59,6 +70,7 @@ def run_group(name: str, num_workers: int, setup: GroupSetup) -> str | None:
                 num_workers=num_workers,
                 use_gpu=setup.workers.use_gpu,
                 resources_per_worker=_resources(setup.workers),
+                label_selector={"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else None,
             ),
             run_config=RunConfig(
                 name=name, storage_path=setup.results, failure_config=FailureConfig(max_failures=MAX_RESTARTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentsync_ray.core.record import Record, StoredState
@@ -20,6 +21,8 @@ class Result:
     metrics: Metrics
     state: StoredState
     """As it was written; whether it is still there is for the dispatcher to say."""
+    environment: Mapping[str, str]
+    """Where it was trained."""
 
 
 class KnownSegments:
@@ -49,9 +52,26 @@ class KnownSegments:
                 self._notices.add(f"{error}; it will be trained again")
                 return None
             if record is not None and key not in self.results:
-                self.results[key] = Result(record.metrics, record.state)
+                self.add(record.segment, Result(record.metrics, record.state, record.environment))
                 self._dispatcher.add_done(self.with_shared_config(record.segment), has_state)
         return self.results.get(key)  # a worker may have published it while the store was read
+
+    def add(self, segment: Segment, result: Result) -> None:
+        """Makes a result known; tells the user where a lineage goes on elsewhere than it began."""
+        parent = self.results.get(segment.parent)
+        if parent is not None and parent.environment == result.environment:
+            result = Result(result.metrics, result.state, parent.environment)  # not one for each of 100,000
+        self.results[segment.key] = result
+        if parent is not None and parent.environment != result.environment:
+            names = sorted(parent.environment.keys() | result.environment.keys())
+            unlike = [name for name in names if parent.environment.get(name) != result.environment.get(name)]
+            before, after = (
+                ", ".join(f"{name} {one.environment.get(name)}" for name in unlike) for one in (parent, result)
+            )
+            self._notices.add_once(
+                f"segments of one lineage were trained under {before} and under {after}, so their last bits may be "
+                "others than those of one machine (environment: strict keeps them apart)"
+            )
 
     def _look_up(self, key: str) -> tuple[Record | None, bool]:
         """A segment's record, and whether its state can be restored."""

@@ -106,6 +106,8 @@ class WorkerSetup:
     """The recipe as plain data, with the places of its inputs."""
     store_id: str | None = None
     """Of the store, which every node must find at its place; None where the place cannot be another one's."""
+    environment: Mapping[str, str] | None = None
+    """What every worker must have (`environment: strict`); None if it is only reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class SegmentOutcome:
     metrics: Metrics
     state: StoredState
     timings: Timings
+    environment: Mapping[str, str]
+    """What the last bits may depend on besides the segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +173,12 @@ class OrderFailure:
     """What kind of error."""
     rank: int
     """Which rank says so."""
+    node_id: str
+    """Ray's id of its node."""
     restarting: bool
     """Whether the rank ends, so that Ray Train starts all of them again."""
+    explained: bool
+    """Whether it is about what the user gave, the numbers, or a stored state; otherwise the process may be broken."""
     may_be_a_peers: bool
     """Whether the error may follow from the end of another rank, as one of a collective operation does."""
     lost_parent: str | None

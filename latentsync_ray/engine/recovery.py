@@ -8,6 +8,7 @@ from latentsync_ray.engine.answers import Answers
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.known import KnownSegments
 from latentsync_ray.engine.messages import Failed, Fault, OrderFailure
+from latentsync_ray.engine.nodes import Nodes
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.orders import Order
 from latentsync_ray.engine.pool import WorkerPool
@@ -22,6 +23,7 @@ class Recovery:
         known: What is trained.
         answers: Who waits for what.
         pool: The groups.
+        nodes: Where processes fail.
         notices: For the user.
         clock: Seconds.
     """
@@ -32,9 +34,11 @@ class Recovery:
         known: KnownSegments,
         answers: Answers,
         pool: WorkerPool,
+        nodes: Nodes,
         notices: Notices,
         clock: Callable[[], float],
     ):
+        self._nodes = nodes
         self._dispatcher, self._known, self._answers = dispatcher, known, answers
         self._pool, self._notices, self._clock = pool, notices, clock
         self._reports: dict[str, dict[int, OrderFailure]] = {}
@@ -59,6 +63,9 @@ class Recovery:
             self._dispatcher.assignment.restarts(group)
         if failure.lost_parent is None:
             self._fail(group, order, failure.error)
+            if failure.restarting and not failure.explained and self._nodes.failed(failure.node_id, failure.error):
+                self._dispatcher.assignment.stop_group(group)  # rather than a new process at the same place
+                self._pool.runs[group].wake()
         else:
             await self._parent_lost(group, order, failure.lost_parent, failure.error)
         if failure.fault is Fault.STORAGE:

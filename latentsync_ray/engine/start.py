@@ -8,7 +8,9 @@ from typing import Any
 import ray
 
 from latentsync_ray.cluster.ray_internals import HEAD_NODE
+from latentsync_ray.config.search import WorkersConfig
 from latentsync_ray.engine.engine import Engine
+from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import EngineSetup
 
 MAX_CALLS = 100_000
@@ -25,6 +27,13 @@ class StartedEngine:
     """By which other processes find it."""
     results: str
     """Folder or URI below which Ray may write its own files."""
+
+
+def workers_environment(workers: WorkersConfig) -> dict[str, str]:
+    """What a process has that takes what a worker takes; it waits for such a place if there is none yet."""
+    place = ray.remote(num_cpus=workers.num_cpus, num_gpus=int(workers.use_gpu))
+    found: dict[str, str] = ray.get(place(environment).remote())
+    return found
 
 
 def start_engine(setup: EngineSetup) -> Any:

@@ -68,6 +68,10 @@ class Watch:
         if group in self._pool.runs:
             self._movement(group).ranks[rank] = self._clock()
 
+    def nodes(self, group: str) -> set[str]:
+        """Ids of the nodes on which a group's processes are, as far as they have told."""
+        return {rank.node_id for rank in self._movement(group).ranks}
+
     async def end_stalled(self) -> None:
         """Ends the processes of groups that have stood still for too long; Ray Train starts others in their place."""
         self._movements = {group: it for group, it in self._movements.items() if group in self._pool.runs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import socket
 import time
 from typing import Any
 
@@ -66,7 +67,7 @@ def train_loop(config: LoopConfig) -> None:
             return
         except Exception as error:  # every fault of an order is its result, so that nobody waits for ever
             worker.forget()
-            failure = _failure(error, order, rank, world_size)
+            failure = _failure(error, order, worker.own, world_size)
             ray.get(engine.order_failed.remote(group, number, failure))
             if failure.restarting:
                 raise
@@ -78,7 +79,7 @@ def train_loop(config: LoopConfig) -> None:
         order = ray.get(following)
 
 
-def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -> OrderFailure:
+def _failure(error: Exception, order: WorkerOrder, own: Rank, world_size: int) -> OrderFailure:
     """What to tell the engine of an error, and whether this process can go on after it."""
     explained = isinstance(error, UserError | FloatingPointError | DamagedEntryError)
     message = str(error) if explained else f"{type(error).__name__}: {error}"
@@ -86,10 +87,12 @@ def _failure(error: Exception, order: WorkerOrder, rank: int, world_size: int) -
     return OrderFailure(
         error=" ".join(message.split()),
         fault=Fault.STORAGE if isinstance(error, StorageError) else fault,
-        rank=rank,
+        rank=own.number,
+        node_id=own.node_id,
         # Other ranks may hang in a collective operation that this one has left. And a process may be broken for good,
         # as after a CUDA error, so that whatever is not the user's or the numbers' fault gets another one.
         restarting=world_size > 1 or not explained,
+        explained=explained,
         # torch.distributed raises nothing more special.
         may_be_a_peers=world_size > 1 and not explained and isinstance(error, RuntimeError),
         lost_parent=order.segment.parent if isinstance(error, DamagedEntryError) else None,
@@ -122,6 +125,8 @@ class _Worker:
         self.recipe = recipe_from_plain(self.training_class.recipe_type, inputs.recipe)
         self.store = Store(setup.storage, patience)
         self.store_id = inputs.store_id
+        self.environment = environment()
+        self.asked_environment = inputs.environment
         self.training: Training[Any] | None = None
         self.seed: int | None = None
         self.held: str | None = None
@@ -160,6 +165,11 @@ class _Worker:
         """Trains one segment, validates, and publishes. Returns what to tell the engine; None on ranks but 0."""
         segment = order.segment
         self.store.check_identity(self.store_id)
+        if self.asked_environment is not None and self.environment != self.asked_environment:
+            raise UserError(
+                f"environment: strict needs all nodes alike, node {socket.gethostname()} has {self.environment}, "
+                f"another one {dict(self.asked_environment)}; take it out, or set environment=reported"
+            )
         started = time.perf_counter()
         training, steps = self._restore(segment, order)
         restored = time.perf_counter()
@@ -200,11 +210,13 @@ class _Worker:
             validate_seconds=validated - stepped,
         )
         self.store.check_identity(self.store_id)
-        trained = Trained(segment, metrics, steps, self.start_sha256, weights_sha256(state), environment(), timings)
+        trained = Trained(
+            segment, metrics, steps, self.start_sha256, weights_sha256(state), self.environment, timings
+        )
         record = self.store.publish(trained, state, picture.getvalue() or None)
         if self.setup.preemptible:
             self.store.drop_partial(segment.key)  # it is of no use any more
-        return SegmentOutcome(metrics, record.state, timings)
+        return SegmentOutcome(metrics, record.state, timings, self.environment)
 
     def _restore(self, segment: Segment, order: WorkerOrder) -> tuple[Training[Any], list[Metrics]]:
         """The training, ready for the segment's stage and settings, and the losses of the steps behind it.

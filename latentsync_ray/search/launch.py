@@ -75,6 +75,7 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it
         # A cluster that grows on demand is not asked for what may turn out to be of no use.
         least, most = extremes(search, recipe, "first_stage.num_workers")
-        if least == most and search.start_from is None and not preemptible:
+        alike = search.environment != "strict"  # otherwise the first place is needed to look what workers have
+        if least == most and search.start_from is None and not preemptible and alike:
             actor.warm_up.remote(least)
         yield StartedEngine(actor, name, results)

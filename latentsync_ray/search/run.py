@@ -24,10 +24,9 @@ from latentsync_ray.core.segment import NUMERICS
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.budget import exceeded
-from latentsync_ray.engine.environment import environment
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
-from latentsync_ray.engine.start import StartedEngine
+from latentsync_ray.engine.start import StartedEngine, workers_environment
 from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
@@ -43,6 +42,7 @@ from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 from latentsync_ray.store.runner import sole_runner
+from latentsync_ray.store.searches import GIVEN_UP_FILE
 
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
@@ -74,7 +74,8 @@ def run_search(
     recipe, fingerprints = inputs.recipe, {**inputs.fingerprints, **code_fingerprint(training)}
     for warning in inputs.warnings:
         print(f"warning: {warning}", flush=True)
-    extra: Settings = {"environment": settings(environment())} if search.environment == "strict" else {}
+    strict = workers_environment(search.workers) if search.environment == "strict" else None
+    extra: Settings = {} if strict is None else {"environment": settings(strict)}
     lineage = lineage_of(store, search, recipe, TrialRecipe.of(recipe).root_key(fingerprints, extra))
     if lineage:
         search = dataclasses.replace(search, start_from=lineage[-1].key)
@@ -104,7 +105,8 @@ def run_search(
         print(f"dashboard: {dashboard}", flush=True)
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
-        exit_status = _train(search, recipe, store, folder, engine, setup, inputs.figures, started)
+        inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
+        exit_status = _train(search, recipe, store, folder, engine, inputs_of_workers, setup, inputs.figures, started)
     return exit_status, store.uri_of(folder)
 
 
@@ -114,6 +116,7 @@ def _train(
     store: Store,
     folder: str,
     engine: StartedEngine,
+    workers: WorkerSetup,
     setup: TrialSetup,
     figures: Mapping[str, float],
     started: float,
@@ -122,9 +125,11 @@ def _train(
     journal = Journal(store, f"{folder}/decisions")
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
-    serving = engine.actor.serve.remote(folder, WorkerSetup(settings(recipe), store.identity()))
+    serving = engine.actor.serve.remote(folder, workers)
     _prefetch(engine.actor, search, recipe, setup)
-    write_trials(store, folder, [], None, 0)  # from now on it is a search that has not ended
+    keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
+    write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
+    store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
     while True:
         progress, log = Progress(), TensorBoardLog(store, folder)

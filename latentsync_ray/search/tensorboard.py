@@ -25,14 +25,30 @@ class EventFile:
     """A TensorBoard log of one trial.
 
     It is written in the foreground: `SummaryWriter` has a thread for each, which dies with a traceback when a disk is
-    full.
+    full. It is open only while something is added: a search may have more trials than a process may open files.
+
+    Args:
+        path: The file; what is added comes behind what it has.
     """
 
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"events.out.tfevents.{int(time.time())}").open("wb")
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        self._file = path.open("ab")
         self._records = RecordWriter(self._file)
-        self._write(file_version="brain.Event:2")
+        if is_new:
+            self._write(file_version="brain.Event:2")
+
+    def __enter__(self) -> EventFile:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Makes what was added visible; what cannot be written is lost."""
+        try:
+            self._file.flush()
+        finally:
+            self._file.raw.close()
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Adds a point to a curve."""
@@ -42,14 +58,6 @@ class EventFile:
         """Adds a picture, uint8 (H, W, 3)."""
         image = summary.image(name, picture, dataformats="HWC")  # type: ignore[no-untyped-call]
         self._write(step=step, summary=image)
-
-    def flush(self) -> None:
-        """Makes what was added visible."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Ends the log; what could not be written before is lost."""
-        self._file.raw.close()
 
     def _write(self, **content: Any) -> None:
         self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
@@ -68,7 +76,9 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         store.remove_folder(self._folder)
         self._scratch = None if store.is_local else tempfile.TemporaryDirectory(prefix="latentsync_ray-")
         self._local = Path(self._scratch.name if self._scratch else f"{store.root}/{self._folder}")
-        self._writers: dict[int, EventFile] = {}
+        self._file = f"events.out.tfevents.{int(time.time())}"
+        self._to_bring: set[int] = set()
+        """Numbers of the trials whose logs have grown since they were brought to the object store."""
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any) -> None:
         """Losses of every step, by stage, and validation metrics and picture of the boundary."""
@@ -86,19 +96,22 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Completes the logs."""
-        for number, writer in self._writers.items():
-            writer.close()
+        for number in list(self._to_bring):
             self._bring(number)
 
     def _bring(self, number: int) -> None:
         name = f"trial-{number:04d}"
-        if self._scratch is not None and number in self._writers:
+        if self._scratch is not None and number in self._to_bring:
             self._store.upload(self._local / name, f"{self._folder}/{name}")
+            self._to_bring.discard(number)
 
     def _write_events(self, number: int, reached: Boundary) -> None:
-        if number not in self._writers:
-            self._writers[number] = EventFile(self._local / f"trial-{number:04d}")
-        writer, stage, end = self._writers[number], reached.stage, reached.global_step
+        self._to_bring.add(number)
+        with EventFile(self._local / f"trial-{number:04d}" / self._file) as log:
+            self._add_boundary(log, number, reached)
+
+    def _add_boundary(self, log: EventFile, number: int, reached: Boundary) -> None:
+        stage, end = reached.stage, reached.global_step
         try:
             record = self._store.read_record(reached.key)
         except DamagedEntryError as error:
@@ -107,16 +120,15 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         steps = record.steps if record is not None else []
         for step, losses in enumerate(steps, start=end - len(steps) + 1):
             for name, value in losses.items():
-                writer.add_scalar(f"{stage}/train/{name}", value, step)
+                log.add_scalar(f"{stage}/train/{name}", value, step)
         try:
             preview = self._store.read_preview(record) if record is not None else None
         except DamagedEntryError as error:
             print(f"note: trial {number}: {error}; TensorBoard lacks it", flush=True)
             preview = None
         if preview is not None:
-            writer.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end)
+            log.add_image(f"{stage}/preview", np.asarray(Image.open(io.BytesIO(preview))), end)
         for name, value in reached.metrics.items():
             if name.startswith("val/"):
-                writer.add_scalar(f"{stage}/{name}", value, end)
-                writer.add_scalar(name, value, end)
-        writer.flush()
+                log.add_scalar(f"{stage}/{name}", value, end)
+                log.add_scalar(name, value, end)

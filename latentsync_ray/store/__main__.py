@@ -4,6 +4,7 @@ latentsync-ray store STORAGE list [--metric val/sync]
 latentsync-ray store STORAGE lineage KEY          # the beginning of a key is enough
 latentsync-ray store STORAGE verify               # exit status 1 if something is damaged; changes nothing
 latentsync-ray store STORAGE collect [--keep-best] [--drop]
+latentsync-ray store STORAGE collect --end SEARCH # gives up a search that was interrupted: no state is kept for it
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.record import Record
 from latentsync_ray.store import Store
+from latentsync_ray.store.searches import Searches
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
 
 _KEY_LENGTH = 12
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     collect = commands.add_parser("collect", help="states that no search refers to; records are kept")
     collect.add_argument("--keep-best", action="store_true", help="of each search only its best trial's states")
     collect.add_argument("--drop", action="store_true", help="delete them; without it they are only shown")
+    collect.add_argument("--end", metavar="SEARCH", help="give up this search, which has not ended")
     options = parser.parse_args(arguments)
 
     store, console = Store(options.storage), Console(soft_wrap=True)
@@ -47,8 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{options.storage}: must be the storage of a search, holds no segments; correct it")
     if options.command == "verify":
         return _verify(store, console)
-    if options.command == "collect" and options.drop:
+    if options.command == "collect" and (options.drop or options.end):
         store.check_writable()
+    if options.command == "collect" and options.end:
+        Searches(store).give_up(options.end)
+        console.print(
+            f"{options.end} is given up: collect no longer keeps states for it; its command goes on with it"
+        )
+        return 0
     records = whole_records(store)
     if len(records) < len(store.keys()):
         console.print("records that are damaged are left out: verify names them")
@@ -91,7 +100,12 @@ def _verify(store: Store, console: Console) -> int:
 
 
 def _collect(store: Store, console: Console, records: dict[str, Record], keep_best: bool, drop: bool) -> int:
-    unneeded = unneeded_states(records, needed_states(store, keep_best))
+    needed = needed_states(store, keep_best)
+    for name, keys in needed.items():
+        kept = [records[key].state for key in keys if key in records and records[key].state.kept]
+        num_bytes = sum(state.num_bytes for state in kept)
+        console.print(f"{name} keeps {len(kept)} states of {num_bytes:,} bytes", highlight=False)
+    unneeded = unneeded_states(records, set().union(*needed.values()))
     left = leftovers(store, records)
     if unneeded:
         console.print(_table({key: records[key] for key in unneeded}, unneeded, "val/recon"))

@@ -3,24 +3,19 @@
 A state is needed if a search in the store refers to it: as the last of one of its trials, or as a stage-one boundary
 from which a trial may branch (at `transition.min_step` or after). So deleting a search's folder lets go of its
 states. What a search that has not ended refers to is not known: as long as there is one, running or interrupted,
-every state is needed. A search says that it has begun before it looks for its first segment, and says what it refers
-to when it ends (`trials.json`). A search that runs drops what its trials have passed, but nothing that searches refer
-to which have ended, and nothing at all while another one runs in the store, whose trials may be there. Records are
-kept for ever; a dropped state that is asked for again is trained again.
+nothing is collected. Records are kept for ever; a dropped state that is asked for again is trained again.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.core.atomic import TEMPORARY
 from latentsync_ray.core.record import Record
-from latentsync_ray.store import SPENT_FILE, TRIALS_FILE, DamagedEntryError, Store
-from latentsync_ray.store.runner import SILENT_SECONDS
+from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store.searches import Phase, Searches
 from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
 
 
@@ -72,7 +67,7 @@ def damages(store: Store) -> Iterator[str]:
             yield from _damage(_check_state, store, record)
 
 
-def _damage(check: Callable[..., object], *arguments: Any) -> list[str]:
+def _damage(check: Callable[..., object], *arguments: object) -> list[str]:
     try:
         check(*arguments)
     except DamagedEntryError as error:
@@ -88,8 +83,8 @@ def _check_state(store: Store, record: Record) -> None:
             raise
 
 
-def needed_states(store: Store, keep_best: bool) -> set[str]:
-    """Keys of the states that searches refer to.
+def needed_states(store: Store, keep_best: bool) -> dict[str, frozenset[str]]:
+    """Keys of the states that each search refers to, by its name.
 
     Args:
         store: With the searches.
@@ -98,82 +93,17 @@ def needed_states(store: Store, keep_best: bool) -> set[str]:
     Raises:
         UserError: A search has not ended.
     """
-    needed: set[str] = set()
-    for search in store.list_folders("searches"):
-        place = f"{store.root}/searches/{search}"
-        try:
-            values = store.read_json(f"searches/{search}/{TRIALS_FILE}")
-        except DamagedEntryError as error:
+    try:
+        searches = Searches(store).all()
+    except DamagedEntryError as error:
+        raise UserError(f"{error}, so any state may be needed; run its command again, or delete its folder") from None
+    for search in searches:
+        if search.phase is Phase.RUNNING:
             raise UserError(
-                f"{error}, so any state may be needed; run its command again, or delete {place}"
-            ) from None
-        if values is None or not values["trials"]:
-            raise UserError(
-                f"{place}: has not ended, so any state may be needed; let it end (after a stop by its command "
-                "again), or delete the folder"
+                f"{store.root}/searches/{search.name}: has not ended, so any state may be needed; let it end (after "
+                f"a stop by its command again), or give it up: --end {search.name}"
             )
-        needed |= _references(values, keep_best)
-    return needed
-
-
-def _references(values: dict[str, Any], keep_best: bool) -> set[str]:
-    """Keys of the states that an ended search refers to, by its TRIALS_FILE."""
-    referred: set[str] = set()
-    for trial in values["trials"]:
-        results = trial["results"]
-        boundaries = [result for result in results if result["stage"] == FIRST_STAGE]
-        if keep_best:
-            kept = boundaries[-1:] + results[-1:] if trial["number"] == values["best"] else []
-        else:
-            branches = [b for b in boundaries if b["global_step"] >= values["keep_first_stage_from"]]
-            kept = branches + results[-1:]
-        referred |= {result["key"] for result in kept}
-    return referred
-
-
-def states_of_others(store: Store, own: str) -> set[str]:
-    """Keys of the states that the other searches in the store refer to, those that have ended.
-
-    Args:
-        store: With the searches.
-        own: Folder below the store's root of the search that asks.
-
-    Raises:
-        DamagedEntryError: What one of them refers to is not known.
-        StorageError: The place is gone.
-    """
-    referred: set[str] = set()
-    for name in store.list_folders("searches"):
-        values = None if f"searches/{name}" == own else store.read_json(f"searches/{name}/{TRIALS_FILE}")
-        if values is not None:
-            referred |= _references(values, keep_best=False)
-    return referred
-
-
-def others_running(store: Store, own: str) -> list[str]:
-    """Names of the other searches in the store that run now.
-
-    Args:
-        store: With the searches.
-        own: Folder below the store's root of the search that asks, which has just noted what it has spent.
-
-    Raises:
-        StorageError: The place is gone.
-    """
-    folders = [f"searches/{name}" for name in store.list_folders("searches")]
-    heard = store.modified([f"{folder}/{SPENT_FILE}" for folder in folders])
-    now = heard.get(f"{own}/{SPENT_FILE}", 0.0)
-    running = []
-    for folder in folders:
-        if folder == own or heard.get(f"{folder}/{SPENT_FILE}", 0) < now - SILENT_SECONDS:
-            continue
-        try:
-            values = store.read_json(f"{folder}/{TRIALS_FILE}")
-        except DamagedEntryError:
-            values = None
-        if values is None or not values["trials"]:
-            running.append(folder.removeprefix("searches/"))
-    return running
+    return {search.name: search.needed_by_best if keep_best else search.needed for search in searches}
 
 
 def unneeded_states(records: dict[str, Record], needed: set[str]) -> list[str]:

@@ -145,7 +145,8 @@ def test_a_plan_has_the_steps_that_a_search_trains(
 ) -> None:
     """Of the shipped search spaces `truth` alone does not adapt."""
     shipped = yaml.safe_load((ROOT / "search_spaces" / "truth.yaml").read_text())
-    values = {"param_space": shipped["param_space"], "overrides": shipped["overrides"]}
+    overrides = shipped["overrides"] | {"transition.at_step": shipped["overrides"]["transition.min_step"]}
+    values = {"param_space": shipped["param_space"], "overrides": overrides}
     written = make_search(**(values if space == "truth" else {"param_space": space}), max_concurrent_trials=2)
     plan = latentsync_ray.load_search(written).plan()
     outcome = run_search(written)

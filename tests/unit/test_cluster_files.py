@@ -37,6 +37,15 @@ def test_all_name_the_ray_that_is_installed() -> None:
     assert ray.specifier.contains(version) and not ray.specifier.contains(f"{major}.{minor + 1}.0")
 
 
+def test_strangers_are_refused() -> None:
+    """Ray runs what anybody sends to its ports, unless it asks for a token (docs.ray.io, ray-security)."""
+    aws = load("aws.yaml")
+    assert "--env RAY_AUTH_MODE=token" in aws["docker"]["run_options"]
+    assert aws["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    assert load("kuberay.yaml")["spec"]["authOptions"] == {"mode": "token"}
+    assert not [file.name for file in FOLDER.iterdir() if "0.0.0.0" in file.read_text()]
+
+
 def test_the_head_trains_nothing() -> None:
     """It is the one node that is never taken away, and has no GPU."""
     assert load("aws.yaml")["available_node_types"]["head"]["resources"] == {"CPU": 0}

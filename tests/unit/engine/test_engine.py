@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from records import make_trained
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
-from latentsync_ray.core.record import Record, StoredState
+from latentsync_ray.core.record import Record, StoredState, Timings
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.engine import Engine
@@ -24,6 +25,7 @@ from latentsync_ray.engine.messages import (
     Finished,
     GroupSetup,
     OrderFailure,
+    SegmentOutcome,
     Unfinished,
     WorkerOrder,
     WorkerSetup,
@@ -33,8 +35,10 @@ from latentsync_ray.engine.pool import MAX_FAILED_STARTS
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import StorageError, Store
+from latentsync_ray.store.searches import Searches
 from latentsync_ray.store.upkeep import whole_records
 
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 0.0, 0.0), {})
 SEGMENT = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
 
 
@@ -75,7 +79,9 @@ async def first_order(engine: Engine) -> WorkerOrder:
 
 def lost(parent: Segment, error: str) -> OrderFailure:
     """The state to start from is damaged or gone."""
-    return OrderFailure(error, Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=parent.key)
+    return OrderFailure(
+        error, Fault.ERROR, 0, "node", restarting=False, explained=True, may_be_a_peers=False, lost_parent=parent.key
+    )
 
 
 def serve(engine: Engine) -> asyncio.Task[None]:
@@ -117,7 +123,7 @@ def test_a_record_that_appears_while_the_store_is_read_is_not_trained_again(
         """Says what there was before another worker published."""
 
         def read_record(self, key: str) -> Record | None:
-            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8))
+            engine.known.results[SEGMENT.key] = Result({"val/recon": 1.0}, StoredState("0", 8), {})
             return None
 
     async def search() -> None:
@@ -142,7 +148,14 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         await settle()
         await first_order(engine)
         failure = OrderFailure(
-            "no such clip", Fault.ERROR, 0, restarting=False, may_be_a_peers=False, lost_parent=None
+            "no such clip",
+            Fault.ERROR,
+            0,
+            "node",
+            restarting=False,
+            explained=True,
+            may_be_a_peers=False,
+            lost_parent=None,
         )
         await engine.order_failed("group-1", 0, failure)
         assert (await engine.next_order("group-1", 1)) is not None
@@ -233,12 +246,54 @@ def test_nothing_is_dropped_while_another_search_runs_in_the_store(tmp_path: Pat
         await engine.checkpoint("t1", first.key)  # meanwhile it is needed again
         await engine.run("t0", "process", "root", third)
         await engine.end_trial("t0", "process", third.key)
-        (tmp_path / "searches/other/spent.json").unlink()
+        ended = TrialResult(0, {}, (), TrialStatus.FINISHED)
+        write_trials(store, "searches/other", [ended], ended, 0)
         await engine.stop()
         await serving
         assert kept() == {first.key, third.key}
 
     asyncio.run(search())
+
+
+@pytest.mark.parametrize("phase", ["interrupted", "unknown", "given up"])
+def test_what_an_interrupted_search_may_need_is_not_dropped(phase: str, tmp_path: Path) -> None:
+    """It may branch from step 4 on, where this search, which branches at 32, needs nothing any more."""
+    segments = [Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 2)]
+    for end in range(4, 18, 2):
+        segments.append(Segment(segments[-1].key, "first_stage", {"num_workers": 1}, end - 2, 0, end))
+    *found, own = segments
+    store = Store(str(tmp_path))
+    publish(store, *found)
+    if phase == "unknown":
+        store.write_json("searches/other/decisions/1.json", {})
+    else:
+        write_trials(store, "searches/other", [], None, 4)
+    if phase == "given up":
+        Searches(store).give_up("other")
+
+    async def search() -> None:
+        setup = dataclasses.replace(engine_setup(tmp_path), keep_first_stage_from=32)
+        engine = WithoutWorkers(setup, Clock())
+        serving = serve(engine)
+        for segment in found:
+            await engine.run("t0", "process", "root", segment)
+        asking = asyncio.create_task(engine.run("t0", "process", "root", own))
+        await settle()
+        assert (await first_order(engine)).segment == own
+        publish(store, own)
+        finished = asyncio.create_task(engine.order_finished("group-1", 0, OUTCOME))
+        await asyncio.wait_for(asking, timeout=10)
+        notices = (await engine.status()).notices
+        said = ["other was interrupted and may go on" in notice for notice in notices]
+        assert said == ([] if phase == "given up" else [True])
+        await engine.end_trial("t0", "process", own.key)
+        await engine.background.wait()
+        finished.cancel()
+        serving.cancel()
+
+    asyncio.run(search())
+    dropped = [segment.end_step for segment in segments if not whole_records(store)[segment.key].state.kept]
+    assert dropped == ([2, 4, 6, 8, 10, 12, 14] if phase == "given up" else [])
 
 
 def test_the_last_state_of_another_searchs_trial_is_not_dropped(tmp_path: Path) -> None:

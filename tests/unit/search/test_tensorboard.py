@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 from ray.tune.experiment import Trial
@@ -58,3 +59,16 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
             (event,) = pictures[tag]
             assert event.step == step
             assert Image.open(io.BytesIO(event.encoded_image_string)).getcolors() == [(6 * 4, shown)]
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    """As a process may open 1,024 files, and a search may have more trials."""
+    log = TensorBoardLog(Store(str(tmp_path)), "searches/s")
+    before = psutil.Process().num_fds()
+    for number in range(50):
+        trial = Trial("trial", stub=True, trial_id=f"a1b2_{number:05d}", config={})
+        segment = Segment("root", "first_stage", {"num_workers": 1}, 0, 0, 4)
+        reported = Reported.reached(Boundary.after(segment, {"val/objective": 1.0}), 0, cached=False)
+        log.on_trial_result(0, [], trial, reported.to_result())
+    assert psutil.Process().num_fds() == before
+    assert len(list(tmp_path.rglob("events.out.*"))) == 50

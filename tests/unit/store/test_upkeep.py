@@ -19,11 +19,10 @@ from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.report.trials_file import write_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.__main__ import main
+from latentsync_ray.store.searches import Phase, Searches
 from latentsync_ray.store.upkeep import (
     damages,
     needed_states,
-    others_running,
-    states_of_others,
     unneeded_states,
     whole_records,
 )
@@ -80,19 +79,27 @@ def names(keys: Keys, found: Any) -> set[str]:
     return {name for name, key in keys.items() if key in found}
 
 
+def all_needed(store: Store, keep_best: bool = False) -> set[str]:
+    return set().union(*needed_states(store, keep_best).values())
+
+
+def needed(store: Store, keys: Keys, keep_best: bool) -> set[str]:
+    return names(keys, all_needed(store, keep_best))
+
+
 def test_what_searches_refer_to_is_needed(store: Store, keys: Keys) -> None:
     # 10 is the last of the other search's trial; 20 and 30 are where branches may start.
-    assert names(keys, needed_states(store, False)) == {"10", "20", "30", "poor end", "best end"}
-    assert names(keys, needed_states(store, True)) == {"10", "30", "best end"}
+    assert needed(store, keys, False) == {"10", "20", "30", "poor end", "best end"}
+    assert needed(store, keys, True) == {"10", "30", "best end"}
     records = whole_records(store)
-    assert names(keys, unneeded_states(records, needed_states(store, False))) == {"poor middle", "best middle"}
+    assert names(keys, unneeded_states(records, all_needed(store))) == {"poor middle", "best middle"}
     store.drop_state(keys["poor middle"])
-    assert names(keys, unneeded_states(whole_records(store), needed_states(store, False))) == {"best middle"}
+    assert names(keys, unneeded_states(whole_records(store), all_needed(store))) == {"best middle"}
 
 
 def test_without_its_search_a_state_can_go(store: Store, keys: Keys) -> None:
     store.remove_folder("searches/two")
-    assert names(keys, needed_states(store, False)) == {"10"}
+    assert needed(store, keys, False) == {"10"}
 
 
 def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
@@ -219,18 +226,42 @@ def test_a_search_runs_until_it_ends_or_falls_silent(store: Store, keys: Keys) -
     file = Path(store.root) / "searches/killed/spent.json"
     long_ago = file.stat().st_mtime - 61
     os.utime(file, (long_ago, long_ago))
+
     # "one" has ended, "two" never notes anything, "begun" has not come to say that it runs.
-    assert others_running(store, "searches/own") == ["begun", "running"]
-    assert others_running(store, "searches/running") == ["begun", "own"]
+    def running(own: str) -> list[str]:
+        return [search.name for search in Searches(store).others(own) if search.phase is Phase.RUNNING]
+
+    assert running("searches/own") == ["begun", "running"]
+    assert running("searches/running") == ["begun", "own"]
 
 
 def test_what_other_searches_refer_to(store: Store, keys: Keys) -> None:
     write_trials(store, "searches/running", {}, None, 0)
-    assert names(keys, states_of_others(store, "searches/two")) == {"10"}
-    assert names(keys, states_of_others(store, "searches/own")) == {"10", "20", "30", "poor end", "best end"}
+    searches = Searches(store)
+
+    def of_others(own: str) -> set[str]:
+        return names(keys, set().union(*(search.needed for search in searches.others(own))))
+
+    assert of_others("searches/two") == {"10"}
+    assert of_others("searches/own") == {"10", "20", "30", "poor end", "best end"}
     (Path(store.root) / "searches/one/trials.json").write_text("{")
     with pytest.raises(DamagedEntryError, match=r"searches/one/trials\.json: is no whole file"):
-        states_of_others(store, "searches/own")
+        searches.others("searches/own")
+
+
+def test_a_search_that_is_given_up_needs_nothing(
+    store: Store, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_trials(store, "searches/gone", [], None, 40)
+    with pytest.raises(UserError, match=r"searches/gone: has not ended.*or give it up: --end gone"):
+        run(store, "collect")
+    for name, rule in (("two", "two has ended"), ("nobody", "must be one of gone, one, two, got nobody")):
+        with pytest.raises(UserError, match=f"--end: {rule}"):
+            run(store, "collect", "--end", name)
+    assert run(store, "collect", "--end", "gone") == 0
+    assert run(store, "collect") == 0
+    said = capsys.readouterr().out
+    assert "two keeps 4 states of" in said and "gone keeps 0 states" in said and "2 states and 0 leftovers" in said
 
 
 def test_a_storage_that_cannot_be_written_is_shown_and_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,14 @@ from latentsync_ray.engine.messages import (
     Timings,
     WorkerSetup,
 )
+from latentsync_ray.engine.nodes import MAX_FAILURES_IN_A_ROW, Nodes
+from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.orders import MAX_FAILURES, MAX_LOSSES
 from latentsync_ray.store import Store
 
 PAIR = Segment("root", "first_stage", {"num_workers": 2}, 0, 0, 4)
 """Two ranks train it."""
-OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 4.0, 0.0))
+OUTCOME = SegmentOutcome({"val/recon": 1.0}, StoredState("0", 8), Timings(0.0, 4.0, 0.0), {})
 
 
 class Clock:
@@ -52,6 +54,10 @@ class OneGroup(Engine):
         self.ended = list[Rank]()
         self.watch._end = self.ended.extend
         self.number = 0
+        self.has_another_node = False
+
+    def _candidates(self) -> set[str]:
+        return {"node", "other"} if self.has_another_node else {"node"}
 
     async def _run_group(self, name: str, num_workers: int) -> str | None:
         await asyncio.Event().wait()
@@ -63,7 +69,7 @@ class OneGroup(Engine):
 
     async def fails(self, *ranks: int, error: str = "Connection closed by peer", of_a_peer: bool = True) -> None:
         for rank in ranks:
-            failure = OrderFailure(error, Fault.ERROR, rank, True, of_a_peer, None)
+            failure = OrderFailure(error, Fault.ERROR, rank, "node", True, False, of_a_peer, None)
             await self.order_failed("group-1", self.number, failure)
 
     async def starts_again(self) -> None:
@@ -187,3 +193,56 @@ def test_a_damaged_record_does_not_keep_its_state(tmp_path: Path) -> None:
     (tmp_path / "segments" / segment.key / "record.json").write_text("{")
     store.drop_state(segment.key)
     assert store.state_bytes() == 0
+
+
+def test_a_lineage_that_goes_on_elsewhere_is_told_once(tmp_path: Path) -> None:
+    store, segments = Store(str(tmp_path)), [make_segment()]
+    for end in (8, 12, 16):
+        segments.append(Segment(segments[-1].key, "first_stage", {"num_workers": 1}, end - 4, 0, end))
+    for segment, device in zip(segments, ("H100", "H100", "A100", "A100"), strict=True):
+        environment = {"torch": "2.13", "device": device}
+        store.publish(make_trained(segment, environment=environment), {"model.weight": torch.zeros(1)})
+
+    async def search() -> None:
+        engine = OneGroup(tmp_path)
+        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+        for segment in segments:
+            assert isinstance(await engine.run("t0", "process", segments[0].parent, segment), Finished)
+        assert [notice.partition(", so")[0] for notice in (await engine.status()).notices] == [
+            "segments of one lineage were trained under device H100 and under device A100"
+        ]
+        serving.cancel()
+
+    asyncio.run(search())
+
+
+def test_what_fails_without_a_reason_of_its_own_is_tried_on_another_node(tmp_path: Path) -> None:
+    async def test(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        engine.has_another_node = True
+        await engine.fails(0, 1, error="AcceleratorError: an illegal memory access", of_a_peer=False)
+        assert await engine.next_order("group-1", 1) is None  # the group ends
+        assert engine.nodes.to_avoid() == ("node",)
+        assert engine.nodes.to_avoid() == ()  # what comes after that may be there again
+
+    search(tmp_path, test)
+
+
+def test_a_node_on_which_processes_fail_in_a_row_is_left_out() -> None:
+    notices, candidates = Notices(), {"a", "b"}
+    nodes = Nodes(lambda: candidates, notices)
+    for node in ("a", "a", "b"):
+        assert nodes.failed(node, "it is broken")
+    nodes.succeeded(["a"])
+    for _ in range(MAX_FAILURES_IN_A_ROW):
+        assert nodes.failed("b", "it is broken") and nodes.to_avoid() == ("b",)
+    for _ in range(2):
+        assert nodes.to_avoid() == ("b",)
+    (notice,) = notices.lines
+    assert notice.startswith("node b: 3 processes in a row have failed there, the last one with it is broken; no")
+
+
+def test_the_only_node_is_never_left_out() -> None:
+    nodes = Nodes(lambda: {"a"}, notices := Notices())
+    for _ in range(2 * MAX_FAILURES_IN_A_ROW):
+        assert not nodes.failed("a", "it is broken")
+    assert nodes.to_avoid() == () and notices.lines == []
