@@ -104,18 +104,12 @@ class Run:
 
 def write_space(folder: Path, mode: Mode) -> Path:
     """A search over the trivial training; branches of 16 steps in segments of 4."""
-    demo = ROOT / "configs" / "demo"
-    recipe = yaml.safe_load((demo / "recipe.yaml").read_text())
-    for name, source in recipe["components"].items():
-        recipe["components"][name] = str((demo / source).resolve())
-    recipe["data"]["folder"] = str(folder / "data")
-    recipe["data"]["synthetic"] |= {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 40}
-    recipe["validation"] |= {"num_samples": 2, "timesteps": [500]}
-    recipe |= {"transition": {"max_step": max(mode.thresholds), "min_step": 4}, "training": "trivial:TrivialTraining"}
+    transition = {"max_step": max(mode.thresholds), "min_step": 4}
+    recipe = {"training": "trivial:TrivialTraining", "transition": transition}
     model: dict[str, float] = {"step_seconds": mode.step_seconds}
     if mode.state_mb:
         model["state_mb"] = mode.state_mb
-    stage = {"model": model, "report_every_steps": 4, "batch_size": 2, "num_workers": mode.num_ranks}
+    stage = {"model": model, "report_every_steps": 4, "num_workers": mode.num_ranks}
     contents = {"recipe": recipe, "first_stage": stage, "second_stage": stage | {"num_steps": 16}}
     (folder / "recipe").mkdir(parents=True)
     for name, content in contents.items():
