@@ -55,7 +55,7 @@ def lineage(records: dict[str, Record], prefix: str) -> list[str]:
 
 def damages(store: Store) -> Iterator[str]:
     """A line for every stored file that is not what was written, or that its record promises and is gone."""
-    for folder in ("segments", "searches", "syncnets"):
+    for folder in ("segments", "searches", "syncnets", "probes"):
         for name in store.files(folder):
             if name.endswith("/record.json"):
                 yield from _damage(store.read_record, name.split("/")[1])
