@@ -176,12 +176,15 @@ def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
     said = attrgetter("metrics", "steps", "weights_sha256", "segment")
     differing = [key for key in ours if key in theirs and said(ours[key]) != said(theirs[key])]
     broken = [key for key, record in ours.items() if not state_is_whole(disturbed.storage, record)]
-    kills = [fault for fault in disturbed.faults if not fault.is_stop]
     again, in_vain = [], []
     for key, times in disturbed.executions().items():
         finished = disturbed.finished.get(key, float("inf"))
         again += [key for begun in times[1:] if begun > finished]
-        in_vain += [key for one, two in pairwise(times) if not any(one <= k.time <= two + 0.01 for k in kills)]
+        in_vain += [
+            key
+            for one, two in pairwise(times)
+            if not any(fault.ends_one_within(one, two) for fault in disturbed.faults)
+        ]
     store = Store(str(disturbed.storage))
     collected = leftovers(store, whole_records(store))
     return {
