@@ -104,18 +104,12 @@ class Run:
 
 def write_space(folder: Path, mode: Mode) -> Path:
     """A search over the trivial training; branches of 16 steps in segments of 4."""
-    demo = ROOT / "configs" / "demo"
-    recipe = yaml.safe_load((demo / "recipe.yaml").read_text())
-    for name, source in recipe["components"].items():
-        recipe["components"][name] = str((demo / source).resolve())
-    recipe["data"]["folder"] = str(folder / "data")
-    recipe["data"]["synthetic"] |= {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 40}
-    recipe["validation"] |= {"num_samples": 2, "timesteps": [500]}
-    recipe |= {"transition": {"max_step": max(mode.thresholds), "min_step": 4}, "training": "trivial:TrivialTraining"}
+    transition = {"max_step": max(mode.thresholds), "min_step": 4}
+    recipe = {"training": "trivial:TrivialTraining", "transition": transition}
     model: dict[str, float] = {"step_seconds": mode.step_seconds}
     if mode.state_mb:
         model["state_mb"] = mode.state_mb
-    stage = {"model": model, "report_every_steps": 4, "batch_size": 2, "num_workers": mode.num_ranks}
+    stage = {"model": model, "report_every_steps": 4, "num_workers": mode.num_ranks}
     contents = {"recipe": recipe, "first_stage": stage, "second_stage": stage | {"num_steps": 16}}
     (folder / "recipe").mkdir(parents=True)
     for name, content in contents.items():
@@ -182,12 +176,15 @@ def verdicts(disturbed: Run, clean: Run) -> dict[str, str]:
     said = attrgetter("metrics", "steps", "weights_sha256", "segment")
     differing = [key for key in ours if key in theirs and said(ours[key]) != said(theirs[key])]
     broken = [key for key, record in ours.items() if not state_is_whole(disturbed.storage, record)]
-    kills = [fault for fault in disturbed.faults if not fault.is_stop]
     again, in_vain = [], []
     for key, times in disturbed.executions().items():
         finished = disturbed.finished.get(key, float("inf"))
         again += [key for begun in times[1:] if begun > finished]
-        in_vain += [key for one, two in pairwise(times) if not any(one <= k.time <= two + 0.01 for k in kills)]
+        in_vain += [
+            key
+            for one, two in pairwise(times)
+            if not any(fault.ends_one_within(one, two) for fault in disturbed.faults)
+        ]
     store = Store(str(disturbed.storage))
     collected = leftovers(store, whole_records(store))
     return {

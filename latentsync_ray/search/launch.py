@@ -18,7 +18,7 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.engine.groups import remove_what_is_left
 from latentsync_ray.engine.messages import EngineSetup, GroupSetup
 from latentsync_ray.engine.start import StartedEngine, start_engine
-from latentsync_ray.store import Store
+from latentsync_ray.store import RAY_FOLDER, Store
 from latentsync_ray.store.patience import Patience
 
 
@@ -60,8 +60,8 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
     name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
     with contextlib.ExitStack() as leaving:
         if preemptible:  # all nodes have to see the place
-            results = store.uri_of(f"ray/{name}")
-            leaving.callback(store.remove_folder, f"ray/{name}")
+            results = store.uri_of(f"{RAY_FOLDER}/{name}")
+            leaving.callback(store.remove_folder, f"{RAY_FOLDER}/{name}")
         else:
             folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
             results = leaving.enter_context(folder)

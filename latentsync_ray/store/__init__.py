@@ -17,6 +17,7 @@ from latentsync_ray.store.segments import Store
 from latentsync_ray.store.weights import weights_sha256
 
 __all__ = [
+    "RAY_FOLDER",
     "SPENT_FILE",
     "TRIALS_FILE",
     "DamagedEntryError",
@@ -25,6 +26,8 @@ __all__ = [
     "weights_sha256",
 ]
 
+RAY_FOLDER = "ray"
+"""At the root: Ray's own files of the commands that run on several nodes, a folder for each."""
 TRIALS_FILE = "trials.json"
 """In a search's folder: what became of its trials."""
 SPENT_FILE = "spent.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.atomic import TEMPORARY
 from latentsync_ray.core.record import Record
-from latentsync_ray.store import DamagedEntryError, Store
+from latentsync_ray.store import RAY_FOLDER, DamagedEntryError, Store
 from latentsync_ray.store.searches import Phase, Searches
 from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
 
@@ -55,7 +55,7 @@ def lineage(records: dict[str, Record], prefix: str) -> list[str]:
 
 def damages(store: Store) -> Iterator[str]:
     """A line for every stored file that is not what was written, or that its record promises and is gone."""
-    for folder in ("segments", "searches", "syncnets"):
+    for folder in ("segments", "searches", "syncnets", "probes"):
         for name in store.files(folder):
             if name.endswith("/record.json"):
                 yield from _damage(store.read_record, name.split("/")[1])
@@ -115,10 +115,15 @@ def leftovers(store: Store, records: dict[str, Record]) -> dict[str, int]:
     """Bytes of what is left behind, by name.
 
     Killed writers leave half-written files, whatever the library that wrote them has called them, and states that no
-    record promises; and there is what was kept of segments that were finished since.
+    record promises, and killed commands Ray's files; and there is what was kept of segments that were finished since.
     """
     files = store.files("segments")
     left = {name: size for name, size in store.files("searches").items() if name.endswith(TEMPORARY)}
+    left |= {
+        name: size
+        for name, size in store.files(RAY_FOLDER).items()
+        if name.startswith(f"{RAY_FOLDER}/latentsync_ray-")
+    }
     for name, num_bytes in files.items():
         _, key, file = name.split("/", 2)
         damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises

@@ -109,14 +109,14 @@ def test_what_the_cluster_can_never_hold_is_refused(make_search: Any, tmp_path: 
 @pytest.mark.soak
 def test_the_same_command_at_once_is_refused(make_search: Any, run_search: Any, tmp_path: Path) -> None:
     """The second one trains nothing and says who runs the search; the first one does not notice."""
-    slow = {"step_seconds": 0.5}
+    slow = {"step_seconds": 3}
     space = make_search(stage={"first_stage": slow, "second_stage": slow}, workers={"max_groups": 1})
     command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     with subprocess.Popen(command, env=environment, **pipes) as first:
         end = time.monotonic() + 240
-        while not list(tmp_path.glob("results/segments/*/record.json")) and time.monotonic() < end:
+        while not list(tmp_path.glob("results/searches/*/runner-*.json")) and time.monotonic() < end:
             time.sleep(0.1)
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert first.poll() is None, "the first command had ended before the second was refused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,15 @@ def serve(engine: Engine) -> asyncio.Task[None]:
     return asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what has to come, however slow the machine is."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def settle() -> None:
-    """Lets everything run that can, reads of the store in their threads included."""
+    """Lets everything run that could do what must not happen."""
     for _ in range(20):
         await asyncio.sleep(0.01)
 
@@ -104,7 +112,7 @@ def test_only_the_process_that_asks_for_a_trial_can_leave_for_it(tmp_path: Path)
         engine = new_engine(tmp_path)
         serving = serve(engine)
         asking = ask(engine, "t0", "second process")
-        await settle()
+        await until(lambda: engine.dispatcher.book.orders)
         # Ray Tune had started another process for the trial, which it no longer needs.
         await engine.end_trial("t0", "first process", None)
         assert [order.waiters for order in engine.dispatcher.book.orders.values()] == [{"t0"}]
@@ -145,7 +153,7 @@ def test_a_notice_about_a_fault_names_the_trials_once(tmp_path: Path) -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
         asking = [ask(engine, trial, trial) for trial in ("t1", "t0")]
-        await settle()
+        await until(lambda: [order.waiters for order in engine.dispatcher.book.orders.values()] == [{"t0", "t1"}])
         await first_order(engine)
         failure = OrderFailure(
             "no such clip",
@@ -178,7 +186,7 @@ def test_an_order_whose_past_is_gone_is_given_up(tmp_path: Path) -> None:
         engine = new_engine(tmp_path)
         serving = serve(engine)
         asking = asyncio.create_task(engine.run("t0", "process", "root", child))
-        await settle()
+        await until(lambda: engine.pool.runs)
         order = await first_order(engine)
         assert order.segment == child
         assert order.parent is not None and order.parent.stage == parent.stage
@@ -208,7 +216,7 @@ def test_what_another_search_has_trained_and_passed_is_not_trained_again(tmp_pat
         serving = serve(engine)
         await engine.run("t0", "process", "root", parent)
         asking = asyncio.create_task(engine.run("t0", "process", "root", child))
-        await settle()
+        await until(lambda: engine.pool.runs)
         order = await first_order(engine)
         assert order.segment == child
         assert order.parent is not None and order.parent.stage == parent.stage
@@ -278,7 +286,7 @@ def test_what_an_interrupted_search_may_need_is_not_dropped(phase: str, tmp_path
         for segment in found:
             await engine.run("t0", "process", "root", segment)
         asking = asyncio.create_task(engine.run("t0", "process", "root", own))
-        await settle()
+        await until(lambda: engine.pool.runs)
         assert (await first_order(engine)).segment == own
         publish(store, own)
         finished = asyncio.create_task(engine.order_finished("group-1", 0, OUTCOME))
@@ -346,7 +354,7 @@ def test_at_a_budget_nothing_new_begins_and_who_waits_is_let_go(tmp_path: Path) 
         clock = Clock()
         engine = WithoutWorkers(engine_setup(tmp_path, BudgetConfig(wall_hours=1)), clock)
         serving = serve(engine)
-        await settle()
+        await until(engine._serving.is_set)
         clock.now = 3601.0
         engine.spending.answered()
         await engine._keep_house()

@@ -111,24 +111,27 @@ def test_collect_shows_and_with_drop_deletes_states_and_leftovers_but_no_record(
         (folder / name).parent.mkdir(exist_ok=True)
         store.write_json(f"segments/{name}", {"steps": []})
     (folder / ("e" * 64) / "state.safetensors").write_bytes(b"no record")
+    store.write_bytes("ray/latentsync_ray-1/tuner.pkl", b"a killed command's")
+    store.write_bytes("ray/of_the_user.txt", b"")
     damaged = folder / keys["poor end"] / "record.json"
     damaged.write_text("{")
     files = set(store.files("segments"))
     middles = [keys["poor middle"], keys["best middle"]]
     freed = sum(record.state.num_bytes for key, record in whole_records(store).items() if key in middles)
-    freed += 13 + (folder / keys["20"] / "partial.json").stat().st_size
+    freed += 13 + 18 + (folder / keys["20"] / "partial.json").stat().st_size
 
     assert run(store, "collect") == 0
     said = capsys.readouterr().out
-    assert f"2 states and 3 leftovers of {freed:,} bytes can go" in said
+    assert f"2 states and 4 leftovers of {freed:,} bytes can go" in said
     assert "records that are damaged are left out" in said
     assert set(store.files("segments")) == files
 
     assert run(store, "collect", "--drop") == 0
-    assert f"2 states and 3 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
+    assert f"2 states and 4 leftovers of {freed:,} bytes dropped" in capsys.readouterr().out
     gone = {f"segments/{key}/state.safetensors" for key in (*middles, "e" * 64)}
     outlived = {f"segments/{keys['20']}/{name}" for name in (".tmpa1b2c3", "partial.json")}
     assert files - set(store.files("segments")) == gone | outlived
+    assert list(store.files("ray")) == ["ray/of_the_user.txt"]
     for key in middles:
         record = store.read_record(key)
         assert record is not None and not record.state.kept
