@@ -45,7 +45,9 @@ class RowProcess:
                 raise RowError(error)
         except (EOFError, OSError):
             self._process.join(END_SECONDS)
-            raise RowError(f"its process ended, exit status {self._process.exitcode}") from None
+            status = self._process.exitcode
+            self.close()
+            raise RowError(f"its process ended, exit status {status}") from None
         except RowError:
             self.close()
             raise
