@@ -83,7 +83,8 @@ class Watch:
                 self._movements.pop(group.name, None)
                 continue
             movement = self._movement(group.name)
-            if self._clock() - movement.still_since <= allowed:
+            # Without processes that have told of themselves it is being replaced, which Ray Train looks after.
+            if not movement.ranks or self._clock() - movement.still_since <= allowed:
                 continue
             segment = order.segment
             self._notices.add(
