@@ -96,6 +96,7 @@ def test_norms_of_the_prototype_are_those_of_a_float64_reference() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_whole_bench_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     for part in ("1", "2"):
