@@ -102,11 +102,11 @@ def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: LatentSyncR
     own = trained.validate()
     assert own["val/sync"] == best["metrics"]["val/sync"]  # a stored state gives its own numbers again
 
-    samples = trained.validation_samples
+    samples = trained.validation.samples
     others = [
         next(s for s in samples[i:] + samples[:i] if s["name"] != samples[i]["name"]) for i in range(len(samples))
     ]
-    trained.validation_samples = [
+    trained.validation.samples = [
         {**sample, "audio_features": other["audio_features"]} for sample, other in zip(samples, others, strict=True)
     ]
     swapped = trained.validate()
