@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from latentsync_ray.core.segment import Segment
-from latentsync_ray.engine.messages import WorkerOrder, WorkerSetup
+from latentsync_ray.engine.messages import Rank, WorkerOrder, WorkerSetup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,3 +141,6 @@ class OneOrder:
     def next_order(self, group: str, number: int) -> WorkerOrder | None:
         segment = Segment("root", "first_stage", {"num_workers": 1, "num_threads": 1}, 0, 0, 4)
         return WorkerOrder(segment, None)
+
+    def moved(self, group: str, rank: Rank) -> None:
+        """Workers tell that they do not stand still."""
