@@ -26,8 +26,6 @@ TITLES = {
 }
 KINDS = (*TITLES, "driver", "raylet")
 NODE = {"num_cpus": 2, "memory": 8 * 2**30, "object_store_memory": 100 * 2**20}
-DRIVER_SECONDS = 2.0
-"""So long after the end of a command, at most, Ray ends what it has started; till then workers begin orders."""
 STOP_SECONDS = 20.0
 """For so long a stopped process does nothing; too short to be taken for a hang."""
 
@@ -43,8 +41,7 @@ class Fault:
 
     def ends_one_within(self, begun: float, end: float) -> bool:
         """Whether it may be why what was begun at a time was begun again."""
-        late = DRIVER_SECONDS if self.kind == "driver" else 0.0
-        return not self.is_stop and begun - late <= self.time <= end + 0.01
+        return not self.is_stop and begun <= self.time <= end + 0.01
 
     def __str__(self) -> str:
         return f"{'stop' if self.is_stop else 'kill'} of {self.kind}, process {self.pid}"

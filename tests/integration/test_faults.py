@@ -392,8 +392,8 @@ def test_an_interrupt_keeps_what_was_trained_and_leaves_nothing_else(
         os.killpg(process.pid, sent)  # what a terminal does
     else:
         process.send_signal(sent)
-    output, errors = process.communicate(timeout=120)
-    print(f"ended after {time.monotonic() - started:.1f} s")
+    output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - started < 10
     assert process.returncode == status
     assert not list((tmp_path / "tmp").glob("latentsync_ray-*"))
     assert "Traceback" not in output + errors
