@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu.rates import LEAST_SECONDS, TRANSPOSING, USUAL_BANDWIDTH, moments_seconds, usual_seconds
+from latentsync_ray.latentsync.flops import StepMode
 
 NUM_KERNELS = {
     "native_group_norm": 3,
@@ -79,28 +78,13 @@ def total(costs: Iterable[Cost]) -> Cost:
     return made
 
 
-class Counter(TorchDispatchMode):
-    """Counts operators while it is entered; whoever runs the backward pass sets `in_backward`."""
+class Counter(StepMode):
+    """Counts operators while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
         self.costs: dict[tuple[str, str], Cost] = collections.defaultdict(Cost)
         """By phase (forward, backward, again for what checkpointing computes again) and kind."""
-        self.in_backward = False
-        self._depth = 0
-
-    def __enter__(self) -> Counter:
-        self._hooks = (
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        )
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -126,17 +110,11 @@ class Counter(TorchDispatchMode):
             _, _, _, samples, _, _, groups, _ = args
             size = touched_bytes(inputs[0])
             seconds = max(seconds, moments_seconds(size, samples * groups) + 2 * size / USUAL_BANDWIDTH)
-        phase = ("again" if self._depth else "backward") if self.in_backward else "forward"
+        phase = "again" if self.recomputes else "backward" if self.in_backward else "forward"
         self.costs[phase, kind] += Cost(kernels, flops, num_bytes, seconds)
         if kind == "convolution" and dtype != "float32":
             given = inputs[: 2 if name == "convolution" else 3]
             self.costs[phase, "transposing for convolutions"] += _transposed([*given, *outputs])
-
-    def _enter_module(self, *_: object) -> None:
-        self._depth += 1
-
-    def _leave_module(self, *_: object) -> None:
-        self._depth -= 1
 
 
 def _transposed(tensors: list[Tensor]) -> Cost:

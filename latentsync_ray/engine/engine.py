@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.answers import Answers
@@ -45,8 +46,6 @@ from latentsync_ray.engine.watch import Watch
 from latentsync_ray.store import StorageError, Store
 from latentsync_ray.store.patience import Patience
 
-MAX_ENGINE_LOSSES = 3
-"""This often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 _PREFETCH = "prefetch"
 _NOTE_SECONDS = 5.0
 """How often it is written down what has been spent."""
@@ -105,9 +104,7 @@ class Engine:
             self._num_losses = self.notes.count_loss()
             if self._num_losses:
                 self.reservations.watch()
-            if self._num_losses > MAX_ENGINE_LOSSES:
-                lost = f"the engine was lost {self._num_losses} times in a row"
-                self.answers.broken = Failed(f"{lost}; its log in Ray's folder may say why")
+                self.recovery.engine_lost(self._num_losses)
             await self._write_notes()
             self._serving.set()
             noted_at = self._clock()
@@ -204,9 +201,8 @@ class Engine:
     async def join(self, group: str) -> tuple[WorkerSetup, int]:
         """Rank 0 of a started or restarted group reports. Returns the inputs and the number of its next order."""
         run = self.pool.join(group)
-        order = self.dispatcher.assignment.order_of(group)
-        if run.num_joins > 1 and order is not None:
-            self.recovery.worker_lost(group, order)
+        if run.num_joins > 1:
+            self.recovery.workers_replaced(group)
         await self._serving.wait()
         self.dispatcher.assignment.up(group, self._clock())
         assert self._inputs is not None
@@ -259,10 +255,7 @@ class Engine:
         """A node of a group is about to be taken away; what it has trained of its order is stored."""
         order = self.pool.order_stands(group, number)
         if order is not None:
-            place = f"{order.segment.stage} to step {order.segment.end_step}"
-            self.notices.add(f"{group}: {place}: a node is taken away; another group goes on")
-            self.dispatcher.take_back(group, self._clock())
-            self.pool.finish_order(group)
+            self.recovery.node_taken_away(group, order)
             self._stop(group)
             self._decide()
 
@@ -324,14 +317,9 @@ class Engine:
 
     def _start_in_time(self, num_steps: int) -> None:
         """Starts the other groups when they will be up in so many steps, and no sooner."""
-        joined, per_step = self.pool.joined(), self.totals.newest_seconds_per_step
-        if (
-            self._may_begin()
-            and joined
-            and per_step is not None
-            and num_steps * per_step <= joined[0].startup_seconds
-        ):
-            for group in self.dispatcher.assignment.start_all(joined[0].num_workers):
+        first = self.pool.startup_is_due(num_steps, self.totals.newest_seconds_per_step)
+        if first is not None and self._may_begin():
+            for group in self.dispatcher.assignment.start_all(first.num_workers):
                 self._start(group)
 
     def _candidates(self) -> set[str]:
@@ -345,29 +333,20 @@ class Engine:
     async def _run_to_end(self, run: Run) -> None:
         """Runs a group; when it has ended, its order goes back, or is given up."""
         error = await self.pool.run(run)
-        if error is not None:
-            self.notices.add(f"{run.name}: its Ray Train run ended: {error}")
-            if run.joined_at is None:
-                self.reservations.watch()
-        self.recovery.group_ended(run.name)
-        given_up = self.dispatcher.end_group(run.name, error or "the worker group ended", self._clock())
-        self.pool.remove(run)
-        self.answers.give_up(given_up)
-        if self.pool.cannot_start():
-            self.recovery.give_up_waiting(f"worker groups cannot be started: {error}")
+        if error is not None and run.joined_at is None:
+            self.reservations.watch()
+        self.recovery.group_ended(run, error)
         self._decide()
 
     async def _keep_house(self) -> None:
         """What is due every second."""
         self._decide(check_idle=True)
         await self.watch.end_stalled()
-        await self.spending.check(self._make_room, self.notices)
+        make_room = partial(self.cleaning.delete_spare, self._processes, self._setup.num_trials)
+        await self.spending.check(make_room, self.notices)
         self.cleaning.delete()
         if self.pool.num_starting():
             await self.reservations.give_back()
-
-    async def _make_room(self) -> None:
-        await self.cleaning.delete_spare(self._processes, self._setup.num_trials)
 
     async def _write_notes(self) -> None:
         await self.spending.write_down(self.notes)

@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 
 MAX_LINES = 200
-"""More are logged alone: whoever follows a search asks for the lines every second."""
+"""Further lines go to the log only, since the live view asks for all of them every second."""
 
 
 class Notices:

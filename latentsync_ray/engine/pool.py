@@ -129,6 +129,18 @@ class WorkerPool:
         """Groups whose workers have reported."""
         return [run for run in self.runs.values() if run.joined_at is not None]
 
+    def startup_is_due(self, num_steps: int, seconds_per_step: float | None) -> Run | None:
+        """A group that took at least as long to start as so many steps take, so that others are started now; or None.
+
+        Args:
+            num_steps: Left until the others have work.
+            seconds_per_step: None if it is not known.
+        """
+        first = next(iter(self.joined()), None)
+        if first is None or seconds_per_step is None or num_steps * seconds_per_step > first.startup_seconds:
+            return None
+        return first
+
     def num_starting(self) -> int:
         """How many groups have no workers yet."""
         return len(self.runs) - len(self.joined())

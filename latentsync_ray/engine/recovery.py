@@ -11,8 +11,11 @@ from latentsync_ray.engine.messages import Failed, Fault, OrderFailure
 from latentsync_ray.engine.nodes import Nodes
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.orders import Order
-from latentsync_ray.engine.pool import WorkerPool
+from latentsync_ray.engine.pool import Run, WorkerPool
 from latentsync_ray.store import DamagedEntryError, StorageError
+
+MAX_ENGINE_LOSSES = 3
+"""This often in a row, with no segment finished in between, the engine may be lost before those who ask are told."""
 
 
 class Recovery:
@@ -71,16 +74,44 @@ class Recovery:
         if failure.fault is Fault.STORAGE:
             self.break_down(failure.error)
 
-    def worker_lost(self, group: str, order: Order) -> None:
-        """Ray Train has replaced the workers of a group that had an order."""
+    def engine_lost(self, num_losses: int) -> None:
+        """The engine was lost, so many times with no segment finished in between."""
+        if num_losses > MAX_ENGINE_LOSSES:
+            lost = f"the engine was lost {num_losses} times in a row"
+            self._answers.broken = Failed(f"{lost}; its log in Ray's folder may say why")
+
+    def workers_replaced(self, group: str) -> None:
+        """Ray Train has replaced the workers of a group, which may have had an order."""
+        order = self._dispatcher.assignment.order_of(group)
+        if order is None:
+            return
         error = "a worker was lost"
         for rank, failure in sorted(self._reports.pop(group, {}).items())[:1]:
             error += f" (rank {rank} says: {failure.error})"
         self._fail(group, order, error, lost=True)
 
-    def group_ended(self, group: str) -> None:
-        """Nothing more is heard of a group."""
-        self._reports.pop(group, None)
+    def node_taken_away(self, group: str, order: Order) -> None:
+        """A group has to leave its node; what it has trained of its order is stored, and another one goes on."""
+        place = f"{order.segment.stage} to step {order.segment.end_step}"
+        self._notices.add(f"{group}: {place}: a node is taken away; another group goes on")
+        self._dispatcher.take_back(group, self._clock())
+        self._pool.finish_order(group)
+
+    def group_ended(self, run: Run, error: str | None) -> None:
+        """A group has ended: its order goes back, or is given up.
+
+        Args:
+            run: The group.
+            error: What ended it too early, one line, or None.
+        """
+        self._reports.pop(run.name, None)
+        if error is not None:
+            self._notices.add(f"{run.name}: its Ray Train run ended: {error}")
+        given_up = self._dispatcher.end_group(run.name, error or "the worker group ended", self._clock())
+        self._pool.remove(run)
+        self._answers.give_up(given_up)
+        if self._pool.cannot_start():
+            self.give_up_waiting(f"worker groups cannot be started: {error}")
 
     def give_up_waiting(self, error: str) -> None:
         """Tells all whose segments nobody trains now that these will not come."""

@@ -1,4 +1,4 @@
-"""Ends worker groups that do not move any more, as after a collective operation that one rank never joins."""
+"""Ends worker groups that hang, for example in a collective operation that one rank never joins."""
 
 from __future__ import annotations
 

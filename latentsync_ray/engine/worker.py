@@ -152,7 +152,7 @@ class _Worker:
             self.engine.moved.remote(self.group, self.own)
 
     def begin(self, order: WorkerOrder, number: int) -> None:
-        """Notes that order `number` is begun; raises instead if whoever it lives by is gone.
+        """Notes that order `number` is begun; raises if its controller, the engine or its raylet is gone.
 
         A worker lives on for a moment when its controller, the engine or the node's raylet is killed.
         """

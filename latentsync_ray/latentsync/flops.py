@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -24,22 +24,21 @@ _PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S":
 of the figures with sparsity."""
 
 
-class StepFlops(TorchDispatchMode):
-    """Counts the FLOPs of a forward and a backward pass, leaving out what checkpointing computes again.
-
-    They are those of matrix products, convolutions and attention; norms and activations are left out, as is usual for
-    model-FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311, appendix B).
-    """
+class StepMode(TorchDispatchMode):
+    """Sees every operator of a step while it is entered, and knows which of them checkpointing computes again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0.0
-        """Counted so far."""
         self.in_backward = False
-        """Whether the pass is the backward one; whoever takes the step says so."""
+        """Whether the pass is the backward one; the caller sets it between the two."""
         self._depth = 0
 
-    def __enter__(self) -> StepFlops:
+    @property
+    def recomputes(self) -> bool:
+        """Whether a module runs in the backward pass: only checkpointing does that."""
+        return self.in_backward and self._depth > 0
+
+    def __enter__(self) -> Self:
         """Begins to count."""
         self._hooks = (
             register_module_forward_pre_hook(self._enter_module),
@@ -54,21 +53,33 @@ class StepFlops(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Counts one operator."""
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        recomputed = self.in_backward and self._depth > 0
-        if formula is not None and not recomputed:
-            share = 4 / 5 if func._overloadpacket in _SCORES_AGAIN else 1
-            self.total += share * formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
     def _enter_module(self, *_: object) -> None:
         self._depth += 1
 
     def _leave_module(self, *_: object) -> None:
         self._depth -= 1
+
+
+class StepFlops(StepMode):
+    """Counts the FLOPs of a forward and a backward pass, leaving out what checkpointing computes again.
+
+    They are those of matrix products, convolutions and attention; norms and activations are left out, as is usual for
+    model-FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311, appendix B).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+        """Counted so far."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Counts one operator."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None and not self.recomputes:
+            share = 4 / 5 if func._overloadpacket in _SCORES_AGAIN else 1
+            self.total += share * formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections import Counter
 from typing import Any
 
@@ -84,12 +83,7 @@ class LiveView:
                 status = ray.get(self._engine.status.remote(), timeout=5)
             except (ray.exceptions.RayError, ValueError):
                 continue  # the engine is being restarted or the search is ending: the next look tells
-            try:
-                self._show(status)
-            except Exception:
-                traceback.print_exc()
-                print("the live view ends here; the search goes on", flush=True)
-                return
+            self._show(status)  # what goes wrong here ends this thread with a traceback; the search goes on
 
     def _show(self, status: EngineStatus) -> None:
         notices = status.notices

@@ -20,7 +20,7 @@ from latentsync_ray.store.upkeep import damages
 
 NUM_CUTS = 50
 SAID = ("metrics", "steps", "weights_sha256", "segment")
-"""What a record says, whoever has trained it."""
+"""What a record says of the result, the same in every run."""
 
 
 def said(outcome: Outcome) -> dict[str, dict[str, Any]]:

@@ -115,14 +115,14 @@ def test_an_engine_that_was_lost_keeps_the_furthest_state_though_it_does_not_kno
     for segment in walk[3:]:  # what a trial asks for makes known no more than one state to start from
         made.add_done(segment, state_kept=True)
     made.give(walk[4], "t0")
-    for segment in walk[:3]:  # a new process of the trial begins anew
+    for segment in walk[:3]:  # a new process of the trial begins at step 0
         made.add_done(segment, state_kept=True)
         made.drop(made.give(segment, "t0"))
         assert walk[4].key in made.states.kept
 
 
 def test_trials_that_come_again_find_the_last_states_and_those_before_go() -> None:
-    """Ray Tune names them anew; nothing of the names before may keep a state."""
+    """Ray Tune gives them other names; nothing under the old names may keep a state."""
     made, (first, second) = dispatcher(), lineage(0, "ab")
     for segment in (first, second):
         made.ask(segment, "before")
