@@ -26,6 +26,21 @@ class TrialStatus(StrEnum):
     RUNNING = "running"
 
 
+class Role(StrEnum):
+    """Why a trial was trained."""
+
+    SEARCHED = "searched"
+    """It is one of the search's own."""
+    NEVER = "never leaving stage one"
+    """Baseline: stage one to the full length."""
+    FIRST = "leaving at the first threshold"
+    """Baseline: the search's earliest transition, with the recipe's other values."""
+    SHIPPED = "the recipe as shipped"
+    """Baseline: the recipe with its own transition policy."""
+    CONFIRMING = "confirming"
+    """It trains one of the best trials again under other draws."""
+
+
 @dataclass(frozen=True, slots=True)
 class Boundary:
     """What a trial has reported at a report boundary: a point of its curves."""
@@ -69,6 +84,8 @@ class TrialResult:
     """Key -> steps of each segment that it asked for."""
     shared: tuple[str, ...] = ()
     """Keys of those that were found, or trained for another trial too."""
+    role: Role = Role.SEARCHED
+    """Why it was trained; trials beside the search's own have numbers after theirs."""
 
     @property
     def last(self) -> Boundary | None:
@@ -124,7 +141,7 @@ def with_unfinished(search: SearchConfig, trials: Iterable[TrialResult]) -> list
 
 
 def best_trial(search: SearchConfig, trials: Iterable[TrialResult]) -> TrialResult | None:
-    """The trial with the best last result among those that ran to their end; None if none did."""
-    finished = [trial for trial in trials if trial.status == TrialStatus.FINISHED]
+    """The trial with the best last result among the search's own that ran to their end; None if none did."""
+    finished = [t for t in trials if t.status == TrialStatus.FINISHED and t.role == Role.SEARCHED]
     sign = 1 if search.mode == "min" else -1
     return min(finished, key=lambda trial: (sign * trial.metrics[search.metric], trial.number), default=None)

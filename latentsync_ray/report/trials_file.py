@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
 from latentsync_ray.store import TRIALS_FILE, DamagedEntryError, Store
 
 _ENDED = (TrialStatus.FINISHED, TrialStatus.STOPPED, TrialStatus.DIVERGED)
@@ -51,6 +51,7 @@ def _trial(values: Mapping[str, Any]) -> TrialResult:
         "results": tuple(Boundary(**point) for point in values["results"]),
         "status": TrialStatus(values["status"]),
         "shared": tuple(values["shared"]),
+        "role": Role(values["role"]),
     }
     return TrialResult(**{**values, **read})
 
