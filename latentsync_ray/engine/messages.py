@@ -240,6 +240,8 @@ class EngineStatus:
     num_starting: int = 0
     num_queued: int = 0
     """Segments that nobody trains yet."""
+    num_steps_stored: int = 0
+    """Of all segments that the search has come across, trained now or found."""
     trained: Mapping[str, StageTotals] = field(default_factory=dict)
     """By stage."""
     worker_seconds: float = 0.0
