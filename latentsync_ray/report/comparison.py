@@ -6,6 +6,7 @@ Both are corrected for the choice of the best on the same data. `make coverage` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +30,18 @@ class Interval:
     high: float
 
 
-def tied_with_best(samples: Samples) -> NDArray[np.bool_]:
-    """(K,) whether each candidate cannot be told from the one with the least mean, itself included.
+def tied_with_best(samples: Samples, best: int) -> NDArray[np.bool_]:
+    """(K,) whether each candidate cannot be told from the best one, itself included.
 
     A candidate is left out if it is further behind, in standard errors, than it would be behind the luckiest in 1 -
     LEVEL of the draws if all were equal (subset selection: Gupta 1965, On some multiple decision rules). That is
     repeated among those that are left, since what is clearly worse cannot be the luckiest (as models are eliminated
     in Hansen, Lunde and Nason 2011, The Model Confidence Set).
+
+    Args:
+        samples: Of all candidates.
+        best: Index of the best one.
     """
-    best = int(samples.means.argmin())
     clip_variance = float(_variances(samples.parts - samples.parts[best]).mean())
     draws = _Draws.of(samples, samples.degrees(clip_variance, 2 * float(np.mean(samples.seed_errors**2))))
     errors, standard_errors = draws.errors(samples), samples.errors_of_differences()
@@ -55,8 +59,8 @@ def tied_with_best(samples: Samples) -> NDArray[np.bool_]:
         kept = left
 
 
-def relative_difference(samples: Samples, tied: NDArray[np.bool_], baseline: Samples) -> Interval:
-    """How far the candidate with the least mean is from a baseline, as a share of the baseline's size.
+def relative_difference(samples: Samples, best: int, chosen_among: NDArray[np.bool_], baseline: Samples) -> Interval:
+    """How far the best candidate is from a baseline, as a share of the baseline's size.
 
     The lower end is that of Student's t. The upper end is further out by what the choice of the best does: in each
     draw the luckiest of all that cannot be told from it is chosen as if they were equal, and the end covers how much
@@ -65,18 +69,20 @@ def relative_difference(samples: Samples, tied: NDArray[np.bool_], baseline: Sam
     the cases or little more, wherever the candidates lie. Shares are linearised (the delta method).
 
     Args:
-        samples: Of the candidates.
-        tied: `tied_with_best` of them.
+        samples: Of all candidates.
+        best: Index of the best one.
+        chosen_among: (K,) whether each candidate cannot be told from the best and might have been chosen instead;
+            true for the best.
         baseline: One candidate on the same pairs and clusters, whose mean is not 0.
     """
-    candidates = samples[np.flatnonzero(tied)]
+    kept = np.flatnonzero(chosen_among)
+    candidates, best = samples[kept], int(np.searchsorted(kept, best))
     mean, size = baseline.means[0], abs(baseline.means[0])
     seed_error = baseline.seed_errors[0] / size
     shares = (candidates.means - mean) / size
     parts = (candidates.parts - (candidates.means / mean)[:, None] * baseline.parts) / size
     seed_variances = (candidates.seed_errors / size) ** 2 + seed_error**2
     standard_errors = np.sqrt(_variances(parts) + seed_variances)
-    best = int(candidates.means.argmin())
     estimate, error = float(shares[best]), float(standard_errors[best])
     degrees = samples.degrees(float(_variances(parts[best])), float(seed_variances[best]))
     draws = _Draws.of(candidates, degrees)
@@ -128,6 +134,7 @@ class _Draws:
         return self.clusters @ samples.parts.T + self.seeds
 
 
+@cache
 def _student(degrees: float, level: float) -> float:
     """The number that Student's t is within in `level` of the cases, to about half a per cent."""
     random = np.random.default_rng(0)
