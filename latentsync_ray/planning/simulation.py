@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentsync_ray.config.recipe import SECOND_STAGE
+from latentsync_ray.config.length import LengthConfig
 from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Segment
@@ -246,25 +246,34 @@ class RandomRungs:
     Args:
         settings: Where the rungs are, and how many pass.
         longest: Where trials end by themselves.
+        length: What steps of each stage cost; None if all cost the same.
         seed: Of the draws.
     """
 
-    def __init__(self, settings: TrialSchedulerConfig, longest: int, seed: int):
+    def __init__(self, settings: TrialSchedulerConfig, longest: float, length: LengthConfig | None, seed: int):
         self._settings, self._seed = settings, seed
+        self._weights = length if length is not None and settings.time_attr == "cost" else LengthConfig(steps=1)
+        self._times: dict[int, float] = {}
         self._rungs: list[tuple[float, set[int], list[float]]] = []
         step: float = settings.grace_period
         while step <= longest:
             self._rungs.insert(0, (step, set(), []))
             step *= settings.reduction_factor
 
+    def _time(self, segment: Segment) -> float:
+        done = segment.second_stage_step
+        if self._settings.time_attr == "second_stage_step":
+            return done
+        first = segment.end_step - done
+        return self._weights.first_stage * first + self._weights.second_stage * done
+
     def __call__(self, trial: int, segment: Segment) -> bool:
         """Whether the trial goes on."""
-        in_second_stage = segment.stage == SECOND_STAGE
-        step = segment.end_step
-        if self._settings.time_attr == "second_stage_step":
-            step = segment.end_step - segment.stage_start_step if in_second_stage else 0
+        judged = segment.second_stage_step >= self._settings.second_stage_grace
+        before, now = self._times.get(trial, 0.0), self._time(segment)
+        self._times[trial] = now
         for rung, seen, values in self._rungs:
-            if step >= rung and trial not in seen:
+            if judged and before < rung <= now and trial not in seen:
                 value = random.Random(f"{self._seed} {segment.key}").random()
                 passes = not values or value >= _quantile(values, 1 - 1 / self._settings.reduction_factor)
                 seen.add(trial)

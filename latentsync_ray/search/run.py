@@ -27,6 +27,7 @@ from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
+from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
@@ -186,14 +187,21 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
 
 def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
     """The recipe with so many more steps of stage two."""
-    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
-    return dataclasses.replace(recipe, second_stage=second_stage)
+    fixed, length = recipe.second_stage.num_steps, recipe.length
+    if fixed is not None:
+        second_stage = dataclasses.replace(recipe.second_stage, num_steps=fixed + num_steps)
+        return dataclasses.replace(recipe, second_stage=second_stage)
+    assert length is not None
+    if length.steps is not None:
+        return dataclasses.replace(recipe, length=dataclasses.replace(length, steps=length.steps + num_steps))
+    cost = length.total + num_steps * length.second_stage
+    return dataclasses.replace(recipe, length=dataclasses.replace(length, cost=cost))
 
 
 def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult]) -> bool:
     """Whether `trials.extend` asks for more than finished trials have."""
-    ends = (trial.second_stage_step for trial in trials if trial.status == TrialStatus.FINISHED)
-    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
+    ends, finished = Ends(recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
+    return search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)
 
 
 def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSetup) -> None:

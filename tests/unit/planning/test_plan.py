@@ -172,7 +172,7 @@ def at_second_stage_step(step: int, trial: int) -> Segment:
 
 
 def test_of_so_many_trials_at_a_rung_one_goes_on() -> None:
-    rungs = RandomRungs(TrialSchedulerConfig(grace_period=10, reduction_factor=3), longest=90, seed=0)
+    rungs = RandomRungs(TrialSchedulerConfig(grace_period=10, reduction_factor=3), longest=90, length=None, seed=0)
     trials = range(900)
     for step in (10, 30):
         left = [trial for trial in trials if rungs(trial, at_second_stage_step(step, trial))]
@@ -183,7 +183,7 @@ def test_of_so_many_trials_at_a_rung_one_goes_on() -> None:
 
 
 def test_nobody_is_stopped_by_second_stage_rungs_in_stage_one_nor_for_being_like_another() -> None:
-    rungs = RandomRungs(TrialSchedulerConfig(grace_period=10, reduction_factor=3), longest=90, seed=0)
+    rungs = RandomRungs(TrialSchedulerConfig(grace_period=10, reduction_factor=3), longest=90, length=None, seed=0)
     assert all(rungs(trial, Segment("root", FIRST_STAGE, {}, 0, 0, 100 + trial)) for trial in range(50))
     assert all(rungs(trial, at_second_stage_step(10, 0)) for trial in range(50))
 
