@@ -34,6 +34,16 @@ class Candidate:
         return math.fsum(trial.metrics[metric] for trial in self.trials) / len(self.trials)
 
     @property
+    def searched(self) -> tuple[int, ...]:
+        """Numbers of the search's own trials among them."""
+        return tuple(trial.number for trial in self.all_trials if trial.role == Role.SEARCHED)
+
+    @property
+    def transition_step(self) -> int | None:
+        """Where the trial that stands for it has left stage one, if it has."""
+        return next(trial.transition_step for trial in self.all_trials if trial.number == self.number)
+
+    @property
     def is_confirmed(self) -> bool:
         """Whether it was trained again after it was chosen."""
         return self.trials[0].role == Role.CONFIRMING

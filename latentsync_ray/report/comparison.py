@@ -52,8 +52,8 @@ def tied_with_best(samples: Samples, best: int) -> NDArray[np.bool_]:
         winners = kept[among.argmin(axis=1)]
         with np.errstate(invalid="ignore"):  # 0 * inf is nan: a difference without any error is not one of chance
             limits = draws.scale[:, None] * behind[kept] * standard_errors[winners][:, kept]
-        as_far = (among - among.min(axis=1, keepdims=True) >= limits).mean(axis=0)
-        left = kept[(as_far >= 1 - LEVEL) | (kept == best)]
+        further = (among - among.min(axis=1, keepdims=True) > limits).mean(axis=0)
+        left = kept[(further >= 1 - LEVEL) | (behind[kept] <= 0)]
         if len(left) == len(kept):
             return np.isin(np.arange(len(samples.means)), kept)
         kept = left

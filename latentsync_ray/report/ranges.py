@@ -110,7 +110,7 @@ def _numbers(domain: Listed) -> list[Any]:
     return sorted({number for number in domain.listed if _is_number(number)})
 
 
-def _beyond(numbers: Sequence[float], before: float, last: float, unit: int) -> float:
+def _beyond(numbers: Sequence[float], before: float, last: float, unit: int) -> Any:
     """The number that follows on another two."""
     whole = all(isinstance(number, int) for number in numbers)
     following = last * last / before if _is_logarithmic(numbers) else last + (last - before)

@@ -22,10 +22,7 @@ from latentsync_ray.report.comparison import Interval, relative_difference, tied
 from latentsync_ray.report.pairs import Pairs, TermsOf
 from latentsync_ray.report.samples import Samples
 from latentsync_ray.report.seeds import SeedSpread, SeedVariance
-from latentsync_ray.report.trials import Role, TrialResult
-
-BASELINES = (Role.NEVER, Role.SHIPPED, Role.FIRST)
-"""In the order in which differences are told."""
+from latentsync_ray.report.trials import BASELINES, Role, TrialResult
 
 
 @dataclass(frozen=True)
