@@ -13,6 +13,7 @@ from latentsync_ray.core.terms import Terms
 from latentsync_ray.report.candidates import Candidate
 from latentsync_ray.report.samples import Floats
 from latentsync_ray.report.trials import TrialResult
+from latentsync_ray.store import DamagedEntryError, Store
 
 TermsOf: TypeAlias = Callable[[str], Terms | None]
 """The stored terms at the end of a segment, by its key."""
@@ -20,6 +21,19 @@ LEAST_CLUSTERS = 3
 """Of fewer groups of clips, or of fewer clips, an interval is so wide that it says nothing (`make coverage`)."""
 _ROUNDING = 1e-3
 """Share by which the mean of terms may differ from the metric."""
+
+
+def stored_terms(store: Store) -> TermsOf:
+    """The terms that a store has kept; what is damaged counts as missing, since an answer can be had without."""
+
+    def terms_of(key: str) -> Terms | None:
+        try:
+            record = store.read_record(key)
+            return None if record is None else store.read_terms(record)
+        except DamagedEntryError:
+            return None
+
+    return terms_of
 
 
 class Pairs:
