@@ -28,6 +28,7 @@ from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
+from latentsync_ray.report.pairs import stored_terms
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
@@ -99,7 +100,10 @@ def run_search(
         display.stop()
         print("this search is finished: nothing to train", flush=True)
         clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
-        summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
+        status, place = EngineStatus(), store.uri_of(folder)
+        summary = summarise(
+            search, recipe, finished, status, clonings, inputs.figures, seconds, stored_terms(store), place
+        )
         return _report(store, folder, recipe, summary), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
@@ -182,7 +186,8 @@ def _train(
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     seconds = time.monotonic() - started
-    summary = summarise(search, recipe, trials, status, journal.clonings(), figures, seconds)
+    clonings, place = journal.clonings(), store.uri_of(folder)
+    summary = summarise(search, recipe, trials, status, clonings, figures, seconds, stored_terms(store), place)
     exit_status = _report(store, folder, recipe, summary)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
@@ -205,7 +210,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     It names what decides the results; where they are kept and on how many workers is left out.
     """
     placed = (
-        *("name", "recipe", "storage", "storage_retry_minutes"),
+        *("name", "recipe", "given", "storage", "storage_retry_minutes"),
         *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
