@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from latentsync_ray.config.plain import Parameters, Settings, settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.forecast import Forecast
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.remaining import Ends
@@ -62,6 +63,10 @@ class Summary:
     """Of that, spent on validation."""
     wall_seconds: float
     """Duration of this call."""
+    startup_seconds: float | None
+    """Of the first worker group of this call; None if there was none."""
+    plan: Forecast | None
+    """What this call was expected to take; None if nothing was planned."""
     clonings: tuple[Cloning, ...]
     """By trial and step."""
     inputs: Mapping[str, float]
@@ -102,6 +107,8 @@ class Summary:
             "train_seconds": self.train_seconds,
             "validate_seconds": self.validate_seconds,
             "wall_seconds": self.wall_seconds,
+            "startup_seconds": self.startup_seconds,
+            "plan": None if self.plan is None else self.plan.to_json(),
             "exploits": [settings(cloning) for cloning in self.clonings],
             "inputs": dict(self.inputs),
             "notices": list(self.notices),
@@ -116,6 +123,7 @@ def summarise(
     clonings: Sequence[Cloning],
     inputs: Mapping[str, float],
     wall_seconds: float,
+    plan: Forecast | None = None,
 ) -> Summary:
     """Counts up what a search has come to.
 
@@ -127,6 +135,7 @@ def summarise(
         clonings: Which trial became a clone of which.
         inputs: What the training has measured of its inputs, by name.
         wall_seconds: Duration of this call.
+        plan: What this call was expected to take.
     """
     ordered = tuple(sorted(trials, key=lambda trial: trial.number))
     ends = Ends(recipe)
@@ -144,6 +153,8 @@ def summarise(
         train_seconds=sum(totals.train_seconds for totals in status.trained.values()),
         validate_seconds=sum(totals.validate_seconds for totals in status.trained.values()),
         wall_seconds=wall_seconds,
+        startup_seconds=status.startup_seconds,
+        plan=plan,
         clonings=tuple(clonings),
         inputs=inputs,
         notices=status.notices,

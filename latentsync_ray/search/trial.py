@@ -49,6 +49,10 @@ class TrialSetup:
     leave_after: bool = False
     """Whether stage two follows them, whatever the transition policy says."""
 
+    def root_key(self, recipe: TrialRecipe) -> str:
+        """Key of the state before the first step of a trial that shares."""
+        return recipe.root_key(self.fingerprints, self.extra)
+
 
 class Trial(tune.Trainable):  # type: ignore[misc]
     """One step is one segment. The state is a pointer: the last segment, and the history of metrics."""
