@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     ways = scenarios(search, recipe, trials)
     if options.probe:
         assert inputs is not None
-        known = replace(known, times={**_probed(inputs, store, ways[-1]), **times})
+        known = replace(known, times={**_probed(inputs, store, ways.most), **times})
     known = look(store, ways, known, inputs is not None)
     if options.startup_seconds is not None:
         known = replace(known, startup_seconds=options.startup_seconds)

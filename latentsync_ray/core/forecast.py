@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-
-from latentsync_ray.config.plain import Settings, settings
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ class Forecast:
 
     trials: int
     """How many there are in all."""
+    steps: Span
+    """Distinct steps of both stages, stored ones included."""
     first_stage_steps: Span
     """Distinct steps of stage one, stored ones included."""
     second_stage_steps: Span
@@ -77,13 +76,3 @@ class Forecast:
     """Of states."""
     bytes_kept: Span | None = None
     """Of states that are still there at the end."""
-
-    @property
-    def steps(self) -> Span:
-        """Distinct steps of both stages."""
-        first, second = self.first_stage_steps, self.second_stage_steps
-        return Span(first.least + second.least, first.likely + second.likely, first.most + second.most)
-
-    def to_json(self) -> Settings:
-        """Plain values, for `summary.json`."""
-        return {**settings(self), "steps": settings(dataclasses.asdict(self.steps))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,7 +18,12 @@ NUM_STEPS = 4
 """Steps of each stage; the first one, which loads libraries, does not count."""
 
 
-def probe(inputs: Inputs[Any], notes: Notes, segments: Iterable[Segment]) -> dict[str, StageTimes]:
+def probe(
+    inputs: Inputs[Any],
+    notes: Notes,
+    segments: Iterable[Segment],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, StageTimes]:
     """Takes a few steps of each stage and validates once, as a worker does.
 
     A group of several workers is measured as one that takes all of their samples, and counts as that much faster.
@@ -27,6 +32,7 @@ def probe(inputs: Inputs[Any], notes: Notes, segments: Iterable[Segment]) -> dic
         inputs: What the training reads, found and checked.
         notes: Where figures that are costly to measure may be kept.
         segments: One of each stage, for its settings.
+        clock: Seconds.
 
     Returns:
         By stage.
@@ -47,11 +53,11 @@ def probe(inputs: Inputs[Any], notes: Notes, segments: Iterable[Segment]) -> dic
         stepped = []
         for step in range(NUM_STEPS):
             dict(training.step(step, step))  # waits for a device that is still at it
-            stepped.append(time.perf_counter())
+            stepped.append(clock())
         training.validate()
-        validated = time.perf_counter()
+        validated = clock()
         state = training.state()
-        copied = time.perf_counter()
+        copied = clock()
         found[segment.stage] = StageTimes(
             train_seconds=(stepped[-1] - stepped[0]) / (NUM_STEPS - 1) / segment.num_workers,
             boundary_seconds=(validated - stepped[-1]) / segment.num_workers + copied - validated,

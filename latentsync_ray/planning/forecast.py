@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from latentsync_ray.config.lengths import extremes
@@ -11,7 +11,7 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.forecast import Forecast, Span, StageTimes
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import STAGES
-from latentsync_ray.planning.scenarios import Scenario
+from latentsync_ray.planning.scenarios import Scenario, Scenarios
 from latentsync_ray.planning.simulation import Costs, Outcome, Simulation
 
 _HOUR = 3600.0
@@ -31,43 +31,41 @@ class Known:
     """Key of each stored segment -> whether its state is kept; None if that is not known."""
 
 
-def forecast(search: SearchConfig, recipe: Recipe, ways: Sequence[Scenario], known: Known) -> Forecast:
+def forecast(search: SearchConfig, recipe: Recipe, ways: Scenarios, known: Known) -> Forecast:
     """What a search takes from now on.
 
     Args:
         search: What is asked.
         recipe: The recipe before a trial's own values.
-        ways: The fewest, the likely and the most steps; see `scenarios`.
+        ways: What it may come to.
         known: What is known.
     """
-    found = [_Foretold(search, recipe, way, known) for way in ways]
-    steps = {stage: [one.steps(stage) for one in found] for stage in STAGES}
-    timed = found if {segment.stage for one in found for segment in one.trained} <= known.times.keys() else []
-    hours = _span(one.gpu_seconds / _HOUR for one in timed)
+    fewest = [_Foretold(search, recipe, way, known) for way in ways.fewest]
+    adapts = ways.likely is not ways.most
+    likely = _Foretold(search, recipe, ways.likely, known) if adapts else fewest[0]
+    most = _Foretold(search, recipe, ways.most, known) if adapts else fewest[0]
+
+    def span(figure: Callable[[_Foretold], float]) -> Span:
+        figures = [figure(one) for one in (*fewest, likely, most)]
+        return Span(min(figures), figure(likely), max(figures))
+
+    timed = {segment.stage for one in (*fewest, most) for segment in one.trained} <= known.times.keys()
+    hours = span(lambda one: one.gpu_seconds / _HOUR) if timed else None
     return Forecast(
-        trials=len(ways[-1].trials),
-        first_stage_steps=_ordered(steps[FIRST_STAGE]),
-        second_stage_steps=_ordered(steps[SECOND_STAGE]),
-        steps_without_sharing=_ordered([one.steps_asked for one in found]),
-        steps_stored=None if known.stored is None else sum(s.num_steps for s in found[-1].stored),
-        first_stage_seconds=found[-1].step_seconds.get(FIRST_STAGE),
-        second_stage_seconds=found[-1].step_seconds.get(SECOND_STAGE),
+        trials=len(ways.most.trials),
+        steps=span(lambda one: one.steps(*STAGES)),
+        first_stage_steps=span(lambda one: one.steps(FIRST_STAGE)),
+        second_stage_steps=span(lambda one: one.steps(SECOND_STAGE)),
+        steps_without_sharing=span(lambda one: one.steps_asked),
+        steps_stored=None if known.stored is None else sum(segment.num_steps for segment in most.stored),
+        first_stage_seconds=most.step_seconds.get(FIRST_STAGE),
+        second_stage_seconds=most.step_seconds.get(SECOND_STAGE),
         gpu_hours=hours,
-        wall_hours=_span(one.wall_seconds / _HOUR for one in timed),
+        wall_hours=span(lambda one: one.wall_seconds / _HOUR) if timed else None,
         price=None if hours is None or known.gpu_price is None else hours.times(known.gpu_price),
-        bytes_written=_span(one.bytes_of(one.trained) for one in timed),
-        bytes_kept=_span(one.bytes_of(one.kept) for one in timed),
+        bytes_written=span(lambda one: one.bytes_of(one.trained)) if timed else None,
+        bytes_kept=span(lambda one: one.bytes_of(one.kept)) if timed else None,
     )
-
-
-def _span(values: Iterable[float]) -> Span | None:
-    values = list(values)
-    return _ordered(values) if values else None
-
-
-def _ordered(values: Sequence[float]) -> Span:
-    """The figures of the three scenarios; fewer steps in all may be more of one stage."""
-    return Span(min(values), values[1], max(values))
 
 
 class _Foretold:
@@ -96,11 +94,11 @@ class _Foretold:
         self.gpu_seconds = max(0.0, outcome.gpu_seconds + more)
         self.wall_seconds = max(0.0, outcome.makespan_seconds + more / num_gpus)
 
-    def steps(self, stage: str) -> float:
-        """Distinct steps of a stage."""
+    def steps(self, *stages: str) -> float:
+        """Distinct steps of stages."""
         distinct = {segment.key: segment for walked in self._walked for segment in walked}
-        more = self._way.extra_steps if stage == SECOND_STAGE else 0.0
-        return max(0.0, sum(s.num_steps for s in distinct.values() if s.stage == stage) + more)
+        more = self._way.extra_steps if SECOND_STAGE in stages else 0.0
+        return max(0.0, sum(segment.num_steps for segment in distinct.values() if segment.stage in stages) + more)
 
     @property
     def steps_asked(self) -> float:

@@ -48,10 +48,20 @@ def _until(segments: Iterator[Segment], goes_on: GoOn, trial: int) -> Iterator[S
             return
 
 
-def scenarios(
-    search: SearchConfig, recipe: Recipe, trials: Sequence[PlannedTrial]
-) -> tuple[Scenario, Scenario, Scenario]:
-    """The scenario with the fewest steps, a likely one, and the one with the most.
+@dataclass(frozen=True)
+class Scenarios:
+    """What a search may come to."""
+
+    fewest: tuple[Scenario, ...]
+    """All trials leave stage one as soon, or as late, as they may: one of these has the fewest steps of any."""
+    likely: Scenario
+    """Trials leave at different steps, and comparisons are drawn."""
+    most: Scenario
+    """None has more steps."""
+
+
+def scenarios(search: SearchConfig, recipe: Recipe, trials: Sequence[PlannedTrial]) -> Scenarios:
+    """What a search may come to; one and the same scenario where it does not adapt.
 
     Args:
         search: What is asked.
@@ -60,12 +70,17 @@ def scenarios(
     """
     bounds = {trial.number: _leaves(search, recipe, trial.recipe) for trial in trials}
     soonest = [leaving(trial, bounds[trial.number][0]) for trial in trials]
+    if search.trial_scheduler.name == "fifo" and all(first == last for first, last, _ in bounds.values()):
+        only = Scenario(soonest, lambda: _all_go_on)
+        return Scenarios((only,), only, only)
     latest = [leaving(trial, bounds[trial.number][1]) for trial in trials]
-    few = [_fewest(search, recipe, at) for at in (soonest, latest)]
-    least = min(few, key=lambda one: sum(segment.num_steps for segment in one.distinct))
-    likely = Scenario([leaving(t, _evenly(t, bounds, len(trials))) for t in trials], _likely_rule(search, recipe))
-    most = Scenario(_apart(trials, bounds), lambda: _all_go_on, _clones_steps(search, recipe, len(trials)))
-    return least, likely, most
+    spread = [leaving(trial, _evenly(trial, bounds, len(trials))) for trial in trials]
+    more = _clones_steps(search, recipe, len(trials))
+    return Scenarios(
+        fewest=tuple(_fewest(search, recipe, at) for at in (soonest, latest)),
+        likely=Scenario(spread, _likely_rule(search, recipe)),
+        most=Scenario(_apart(trials, bounds), lambda: _all_go_on, more),
+    )
 
 
 def leaving(trial: PlannedTrial, step: int) -> PlannedTrial:

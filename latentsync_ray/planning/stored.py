@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
 
@@ -15,7 +15,7 @@ from latentsync_ray.core.record import Record
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.planning.forecast import Known, forecast
 from latentsync_ray.planning.plan import plan_trials
-from latentsync_ray.planning.scenarios import Scenario, scenarios
+from latentsync_ray.planning.scenarios import Scenarios, scenarios
 from latentsync_ray.planning.times import stored_times
 from latentsync_ray.store import DamagedEntryError, Store
 
@@ -25,7 +25,7 @@ _MOST_OTHERS = 300
 """Records that are read besides the search's own, for how long steps take."""
 
 
-def look(store: Store, ways: Sequence[Scenario], known: Known, keys_hold: bool) -> Known:
+def look(store: Store, ways: Scenarios, known: Known, keys_hold: bool) -> Known:
     """Adds what the store tells to what is known.
 
     Args:
@@ -34,7 +34,7 @@ def look(store: Store, ways: Sequence[Scenario], known: Known, keys_hold: bool) 
         known: Times that were measured or given are kept.
         keys_hold: Whether the trials' roots are those of what training reads, so that their keys can be looked up.
     """
-    segments = {segment.key: segment for way in ways for segment in way.distinct}
+    segments = {segment.key: segment for way in (*ways.fewest, ways.likely, ways.most) for segment in way.distinct}
     folders = store.list_folders("segments")
     own = list(_records(store, (key for key in folders if keys_hold and key in segments)))
     samples = list({segment.stage: segment for segment in segments.values()}.values())

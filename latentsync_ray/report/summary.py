@@ -63,16 +63,16 @@ class Summary:
     """Of that, spent on validation."""
     wall_seconds: float
     """Duration of this call."""
-    startup_seconds: float | None
-    """Of the first worker group of this call; None if there was none."""
-    plan: Forecast | None
-    """What this call was expected to take; None if nothing was planned."""
     clonings: tuple[Cloning, ...]
     """By trial and step."""
     inputs: Mapping[str, float]
     """What the training has measured of its inputs, by name."""
     notices: tuple[str, ...]
     """What the user should know, a line each."""
+    startup_seconds: float | None = None
+    """Of the first worker group of this call; None if there was none."""
+    plan: Forecast | None = None
+    """What this call was expected to take; None if nothing was planned."""
 
     @property
     def num_by_status(self) -> dict[TrialStatus, int]:
@@ -108,7 +108,7 @@ class Summary:
             "validate_seconds": self.validate_seconds,
             "wall_seconds": self.wall_seconds,
             "startup_seconds": self.startup_seconds,
-            "plan": None if self.plan is None else self.plan.to_json(),
+            "plan": None if self.plan is None else settings(self.plan),
             "exploits": [settings(cloning) for cloning in self.clonings],
             "inputs": dict(self.inputs),
             "notices": list(self.notices),
