@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe
@@ -31,11 +31,12 @@ from latentsync_ray.planning.scenarios import Scenario, scenarios
 from latentsync_ray.planning.simulation import Costs, PlannedTrial
 from latentsync_ray.planning.stored import look
 from latentsync_ray.store import Store
+from latentsync_ray.usage import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and prints the plan. Returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     search, recipe = load_search(options.search_space, options.overrides)
     console = Console(width=110)
     if options.simulate:
@@ -117,20 +118,27 @@ def _simulate(console: Console, search: SearchConfig, recipe: Recipe, options: a
     _print_simulated(console, search, trials, options.gpus, costs, simulated)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("plan"), description=__doc__)
-    parser.add_argument("search_space", help="a file such as search_spaces/transition.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
-    parser.add_argument("--probe", action="store_true", help="measure a few steps of each stage on this machine")
-    parser.add_argument("--gpu-price", type=_positive(float), metavar="P", help="of an hour of one GPU")
-    parser.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
-    parser.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")
-    parser.add_argument("--gpus", type=_positive(int), metavar="N", help="GPUs (or CPU workers) in all, to simulate")
-    parser.add_argument("--first-stage-seconds", type=_positive(float), metavar="S", help="of a step of stage one")
-    parser.add_argument("--second-stage-seconds", type=_positive(float), metavar="S", help="of a step of stage two")
-    parser.add_argument("--startup-seconds", type=_positive(float), metavar="S", help="of a worker group (60)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn where ASHA would compare trials (0)")
-    return parser
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "plan",
+        "SPACE [key=value ...] [options]",
+        "What a search would train and cost, from the least to the most where it adapts, by step times of the\n"
+        "storage's records, or given or measured ones. Nothing is trained, Ray is not started.",
+        ("search_spaces/transition.yaml --probe", "SPACE --gpu-price 2.5", "SPACE --simulate --gpus 8"),
+    )
+    made.add_argument("search_space", metavar="SPACE", help="a file such as search_spaces/transition.yaml")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
+    made.add_argument("--probe", action="store_true", help="measure a few steps of each stage on this machine")
+    made.add_argument("--gpu-price", type=_positive(float), metavar="P", help="of an hour of one GPU")
+    made.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
+    made.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")
+    made.add_argument("--gpus", type=_positive(int), metavar="N", help="GPUs (or CPU workers) in all, to simulate")
+    made.add_argument("--first-stage-seconds", type=_positive(float), metavar="S", help="of a step of stage one")
+    made.add_argument("--second-stage-seconds", type=_positive(float), metavar="S", help="of a step of stage two")
+    made.add_argument("--startup-seconds", type=_positive(float), metavar="S", help="of a worker group (60)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of what ASHA decides in the simulation (0)")
+    return made
 
 
 def _positive(kind: type[int] | type[float]) -> Any:
