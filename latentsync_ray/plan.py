@@ -123,13 +123,12 @@ def parser() -> CommandParser:
     made = CommandParser(
         "plan",
         "SPACE [key=value ...] [options]",
-        "What a search would train and cost, from the least to the most where it adapts, by step times of the\n"
-        "storage's records, or given or measured ones. Nothing is trained, Ray is not started.",
-        ("search_spaces/transition.yaml --probe", "SPACE --gpu-price 2.5", "SPACE --simulate --gpus 8"),
+        "What a search would train and cost: least to most where it adapts. Nothing is trained, Ray is not started.",
+        ("search_spaces/transition.yaml --gpu-price 2.5", "SPACE --simulate --gpus 8"),
     )
     made.add_argument("search_space", metavar="SPACE", help="a file such as search_spaces/transition.yaml")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
-    made.add_argument("--probe", action="store_true", help="measure a few steps of each stage on this machine")
+    made.add_argument("--probe", action="store_true", help="measure steps here; else the storage's records tell")
     made.add_argument("--gpu-price", type=_positive(float), metavar="P", help="of an hour of one GPU")
     made.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
     made.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")
