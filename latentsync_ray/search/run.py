@@ -28,6 +28,7 @@ from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
+from latentsync_ray.planning.stored import foretell
 from latentsync_ray.report.pairs import stored_terms
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.report import report_lines, write_report
@@ -150,6 +151,7 @@ def _train(
     serving = engine.actor.serve.remote(folder, workers, search.num_trials + num_beside(search, compared))
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
+    plan = None if setup.lineage else foretell(store, search, recipe, setup.root_key)
     write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
@@ -187,7 +189,8 @@ def _train(
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     seconds = time.monotonic() - started
     clonings, place = journal.clonings(), store.uri_of(folder)
-    summary = summarise(search, recipe, trials, status, clonings, figures, seconds, stored_terms(store), place)
+    terms_of = stored_terms(store)
+    summary = summarise(search, recipe, trials, status, clonings, figures, seconds, terms_of, place, plan)
     exit_status = _report(store, folder, recipe, summary)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
@@ -253,7 +256,7 @@ def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSet
     searched = any("transition.at_step.".startswith(f"{name}.") for name in names)
     if certain == 0 and (searched or recipe.transition.at_step == 0):
         return  # a trial may leave stage one out
-    root = setup.recipe.root_key(setup.fingerprints, setup.extra)
+    root = setup.root_key(setup.recipe)
     segments = first_stage_segments(setup.recipe, root, max(certain, 1))
     known = "second_stage.num_workers" not in names and not nodes_come_and_go()
     branch_workers = recipe.second_stage.num_workers if known else None
