@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "make the SyncNet and LPIPS folders from the published files",
     "generate": "let a trial's UNet generate a clip's mouth",
     "export": "write a trial's UNet as a checkpoint",
+    "report": "make the report of one search, or of several together",
     "store": "list, verify or clean up what searches have stored",
 }
 """What each does. They are imported one at a time, because some of them need seconds for that."""
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    module = "store.__main__" if options.command == "store" else options.command.replace("-", "_")
+    package = options.command in ("report", "store")
+    module = f"{options.command}.__main__" if package else options.command.replace("-", "_")
     status: int | None = importlib.import_module(f"latentsync_ray.{module}").main(options.arguments)
     return status or 0
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,6 +28,15 @@ def program(command: str | None = None) -> str:
     if Path(sys.argv[0]).stem == SCRIPT:
         return f"{SCRIPT} {command}" if command else SCRIPT
     return f"python -m latentsync_ray.{command.replace('-', '_')}" if command else "python -m latentsync_ray"
+
+
+def typed_command() -> str:
+    """This process's command, to be typed again; empty in a notebook, which has none."""
+    if "ipykernel" in sys.modules:
+        return ""
+    if Path(sys.argv[0]).stem == SCRIPT:
+        return shlex.join([SCRIPT, *sys.argv[1:]])
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

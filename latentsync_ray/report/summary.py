@@ -11,6 +11,7 @@ from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus
+from latentsync_ray.report.answer import Answer
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.table import row
 from latentsync_ray.report.trials import TrialResult, TrialStatus, best_trial
@@ -68,6 +69,8 @@ class Summary:
     """What the training has measured of its inputs, by name."""
     notices: tuple[str, ...]
     """What the user should know, a line each."""
+    answer: Answer | None = None
+    """What the search has found, once enough has ended."""
 
     @property
     def num_by_status(self) -> dict[TrialStatus, int]:
