@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 RUN := .venv/.installed
 DEV := .venv/.dev
 
-.PHONY: venv face tune plan train example test soak s3 check assets bench bench-gpu bench-scale count chaos truth clean
+.PHONY: venv face tune plan train example picture test soak s3 check assets bench bench-gpu bench-scale count chaos truth clean
 
 venv: $(DEV)
 
@@ -46,6 +46,14 @@ train: $(RUN)
 # make example NAME=gan_later
 example: $(RUN)
 	$(BIN)/latentsync-ray tune examples/$(NAME)/search_space.yaml $(ARGS)
+
+# README's picture: the top of the demo search's report. A finished search trains nothing.
+CHROMIUM ?= $(firstword $(shell which chromium chromium-browser google-chrome 2>/dev/null))
+picture: $(RUN)
+	@test -n "$(CHROMIUM)" || { echo "needs Chromium; name it: make picture CHROMIUM=/path/to/chrome" >&2; exit 1; }
+	@folder=$$($(BIN)/latentsync-ray tune search_spaces/transition.yaml $(ARGS) | tee /dev/stderr | sed -n 's/^results: //p') && \
+		test -n "$$folder" && $(CHROMIUM) --headless --no-sandbox --hide-scrollbars --virtual-time-budget=10000 --window-size=1280,1500 \
+		--screenshot=docs/report.png "file://$$(realpath "$$folder")/report.html"
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"

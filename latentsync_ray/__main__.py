@@ -6,13 +6,15 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from latentsync_ray import __version__
 from latentsync_ray.cli import program, run_cli
+from latentsync_ray.usage import CommandParser
 
 COMMANDS = {
     "init": "write a working folder in which the demo runs",
-    "tune": "search when to change stages and which learning rate stage two needs",
+    "tune": "search when to change stages, and with which learning rate",
     "train": "one two-stage training",
     "plan": "what a search would train and cost",
     "preprocess": "turn videos into clips to train on",
@@ -29,12 +31,12 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command that is named first, or lists all. Returns the exit status."""
     width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(
-        prog=program(),
-        usage=f"{program()} COMMAND ...",
-        description="\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()),
-        epilog="COMMAND --help says more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        None,
+        "COMMAND ...",
+        "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()),
+        (f"init demo && cd demo &&\n    {program('tune')} search_spaces/transition.yaml",),
+        ("that of the command; COMMAND --help says more",),
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
@@ -43,10 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    package = options.command in ("report", "store")
-    module = f"{options.command}.__main__" if package else options.command.replace("-", "_")
-    status: int | None = importlib.import_module(f"latentsync_ray.{module}").main(options.arguments)
+    status: int | None = _module(options.command).main(options.arguments)
     return status or 0
+
+
+def parser_of(command: str) -> CommandParser:
+    """The arguments of a command."""
+    made = _module(command).parser()
+    assert isinstance(made, CommandParser)
+    return made
+
+
+def _module(command: str) -> ModuleType:
+    """The module with a command's `main` and `parser`."""
+    name = f"{command}.__main__" if command in ("report", "store") else command.replace("-", "_")
+    return importlib.import_module(f"latentsync_ray.{name}")
 
 
 def run() -> None:

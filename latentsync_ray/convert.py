@@ -9,34 +9,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.latentsync.syncnet.config import load_syncnet
 from latentsync_ray.shipped import shipped_files
+from latentsync_ray.usage import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and converts. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("convert"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    networks = parser.add_subparsers(dest="network", required=True, metavar="syncnet|lpips")
-    syncnet = networks.add_parser("syncnet", help="LatentSync's SyncNet")
-    syncnet.add_argument(
-        "file", type=Path, help="stable_syncnet.pt, or what LatentSync's train_syncnet.py has written"
-    )
-    syncnet.add_argument("folder", type=Path, help="a new folder")
-    syncnet.add_argument(
-        "--config",
-        type=Path,
-        default=shipped_files() / "configs" / "256" / "syncnet.yaml",
-        help="its `model` and `resolution` are the file's (the shipped configs/256/syncnet.yaml)",
-    )
-    lpips = networks.add_parser("lpips", help="LPIPS on VGG16")
-    lpips.add_argument("vgg16_file", type=Path, help="torchvision's vgg16-397923af.pth")
-    lpips.add_argument("linear_file", type=Path, help="weights/v0.1/vgg.pth of the lpips package")
-    lpips.add_argument("folder", type=Path, help="a new folder")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.network == "syncnet":
         convert_syncnet(options.file, options.folder, options.config)
     else:
@@ -77,6 +59,36 @@ def convert_lpips(vgg16_file: Path, linear_file: Path, folder: Path) -> None:
         from latentsync_ray.latentsync.losses import LPIPS  # torch takes seconds
 
         LPIPS.from_vgg16(vgg16_file, linear_file).save_pretrained(made)
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "convert",
+        "NETWORK FILE ... FOLDER",
+        "Makes the folders for components.syncnet and components.lpips from the files of\n"
+        "huggingface.co/ByteDance/LatentSync-1.6, and of torchvision and lpips.",
+        ("syncnet stable_syncnet.pt models/syncnet", "lpips vgg16-397923af.pth vgg.pth models/lpips"),
+    )
+    networks = made.add_subparsers(
+        dest="network", required=True, metavar="NETWORK ...", parser_class=argparse.ArgumentParser
+    )
+    syncnet = networks.add_parser("syncnet", help="LatentSync's SyncNet: FILE FOLDER [--config FILE]")
+    syncnet.add_argument(
+        "file", type=Path, help="stable_syncnet.pt, or what LatentSync's train_syncnet.py has written"
+    )
+    syncnet.add_argument("folder", type=Path, help="a new folder")
+    syncnet.add_argument(
+        "--config",
+        type=Path,
+        default=shipped_files() / "configs" / "256" / "syncnet.yaml",
+        help="its `model` and `resolution` are the file's (the shipped configs/256/syncnet.yaml)",
+    )
+    lpips = networks.add_parser("lpips", help="LPIPS on VGG16: VGG16_FILE LINEAR_FILE FOLDER")
+    lpips.add_argument("vgg16_file", type=Path, help="torchvision's vgg16-397923af.pth")
+    lpips.add_argument("linear_file", type=Path, help="weights/v0.1/vgg.pth of the lpips package")
+    lpips.add_argument("folder", type=Path, help="a new folder")
+    return made
 
 
 if __name__ == "__main__":

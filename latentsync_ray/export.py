@@ -6,7 +6,6 @@ latentsync-ray export RESULTS unet.pt --segment KEY    # the beginning of a key 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from latentsync_ray.report.results import find_results
 from latentsync_ray.report.trials_file import read_trials
 from latentsync_ray.store import DamagedEntryError, Store
 from latentsync_ray.store.lineage import find_record
+from latentsync_ray.usage import CommandParser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +27,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and exports. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("export"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("results", help="the folder or URI that a search has printed last")
-    parser.add_argument("out", type=Path, help="a .pt file for LatentSync's own scripts; any other name is a folder")
-    parser.add_argument("--trial", type=int, help="number of the trial (the best)")
-    parser.add_argument(
-        "--stage", choices=(FIRST_STAGE, SECOND_STAGE), help="stage at whose end (the last that the trial reached)"
-    )
-    parser.add_argument(
-        "--segment", metavar="KEY", help="at the end of this segment of the search's storage, instead"
-    )
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.segment is not None and (options.trial is not None or options.stage is not None):
         raise UserError("--segment: must stand alone, it names a state by itself; leave out --trial and --stage")
     if options.out.exists():
@@ -113,6 +101,31 @@ def _record(store: Store, folder: str, trial: int | None, stage: str | None) -> 
     if record is None:
         raise UserError(f"--stage: trial {trial} has not been in {stage}; choose the other one")
     return record
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "export",
+        "RESULTS OUT [options]",
+        "Writes the UNet of a trial, or of any stored segment.",
+        (
+            "RESULTS unet.pt                  # the best trial",
+            "RESULTS unet --trial 3           # a folder",
+            "RESULTS unet.pt --segment KEY    # any segment",
+        ),
+    )
+    made.add_argument("results", metavar="RESULTS", help="the folder or URI that a search has printed last")
+    made.add_argument("out", type=Path, metavar="OUT", help="a .pt file for LatentSync's scripts, or a new folder")
+    made.add_argument("--trial", type=int, metavar="N", help="number of the trial (the best)")
+    made.add_argument(
+        "--stage",
+        choices=(FIRST_STAGE, SECOND_STAGE),
+        metavar="S",
+        help=f"at the end of {FIRST_STAGE} or {SECOND_STAGE} (the last)",
+    )
+    made.add_argument("--segment", metavar="KEY", help="a segment instead; a key's beginning is enough")
+    return made
 
 
 if __name__ == "__main__":

@@ -1,42 +1,28 @@
 """Lets a trial's UNet generate a clip's mouth: full sampling, to an mp4 with the clip's sound.
 
-latentsync-ray generate RESULTS out.mp4                       # a held-out clip of the prepared set
+latentsync-ray generate RESULTS out.mp4                      # a held-out clip of the prepared set
 latentsync-ray generate RESULTS out.mp4 --clip speaker7/00    # a clip of it by name
-latentsync-ray generate RESULTS out.mp4 --clip clip.mp4       # an aligned clip of yours
+latentsync-ray generate RESULTS out.mp4 --clip clip.mp4      # yours, aligned
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.export import model_of, stored_weights
 from latentsync_ray.latentsync.config import LatentSyncRecipe
 from latentsync_ray.latentsync.data.container import VIDEO_SUFFIXES
 from latentsync_ray.report.results import find_results
+from latentsync_ray.usage import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and generates. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("generate"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("results", help="the folder or URI that a search has printed last")
-    parser.add_argument("out", type=Path, help="the .mp4 to write")
-    parser.add_argument("--clip", help="name in the prepared set, or an aligned .mp4 with sound (a held-out clip)")
-    parser.add_argument("--trial", type=int, help="number of the trial (the best)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (%(default)s)")
-    parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    own = parser.add_argument_group("an .mp4 of yours", "With --resolution and --mask no prepared set is needed.")
-    own.add_argument("--audio-encoder", help="the Whisper that the set was prepared with (the recipe's)")
-    own.add_argument("--resolution", type=int, help="height and width in pixels (the set's)")
-    own.add_argument("--mask", type=Path, help="as preprocess was given (the set's, resized)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.out.suffix.lower() != ".mp4":
         raise UserError(f"{options.out}: must be an .mp4; name another file")
     if not 1 <= options.steps <= 1000:
@@ -65,6 +51,31 @@ def main(arguments: list[str] | None = None) -> int:
     name = generator.write(options.out, clip, options.steps, options.guidance, options.seed)
     print(f"wrote {options.out}, from {name}")
     return 0
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "generate",
+        "RESULTS OUT [options]",
+        "Lets a trial's UNet generate a clip's mouth, with the clip's sound.",
+        (
+            "RESULTS out.mp4                      # a held-out clip",
+            "RESULTS out.mp4 --clip speaker7/00   # another clip",
+            "RESULTS out.mp4 --clip clip.mp4      # yours, aligned",
+        ),
+    )
+    made.add_argument("results", metavar="RESULTS", help="the folder or URI that a search has printed last")
+    made.add_argument("out", type=Path, metavar="OUT", help="the .mp4 to write")
+    made.add_argument("--clip", metavar="CLIP", help="its name, or an .mp4 of yours (a held-out clip)")
+    made.add_argument("--trial", type=int, metavar="N", help="number of the trial (the best)")
+    made.add_argument("--steps", type=int, default=20, metavar="N", help="denoising steps (%(default)s)")
+    made.add_argument("--guidance", type=float, default=1.5, metavar="X", help="guidance scale (%(default)s)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
+    made.add_argument("--audio-encoder", metavar="NETWORK", help="for yours: the set's Whisper (the recipe's)")
+    made.add_argument("--resolution", type=int, metavar="N", help="for yours: height and width (the set's)")
+    made.add_argument("--mask", type=Path, metavar="FILE", help="for yours: as in preprocess (the set's)")
+    return made
 
 
 if __name__ == "__main__":

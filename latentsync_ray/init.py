@@ -1,11 +1,10 @@
 """Writes a working folder with the shipped recipes and search spaces and the demo's networks.
 
-latentsync-ray init FOLDER && cd FOLDER && {program('tune')} search_spaces/transition.yaml
+latentsync-ray init FOLDER && cd FOLDER && latentsync-ray tune search_spaces/transition.yaml
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -13,17 +12,14 @@ from latentsync_ray.cli import program, run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.atomic import new_folder
 from latentsync_ray.shipped import SHIPPED, shipped_files
+from latentsync_ray.usage import CommandParser
 
 _GITIGNORE = "/data/\n/results/\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and writes the folder. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("init"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="a new or empty folder")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     write_working_folder(options.folder)
     print(f"wrote {options.folder}; try: cd {options.folder} && {program('tune')} search_spaces/transition.yaml")
     return 0
@@ -41,6 +37,18 @@ def write_working_folder(folder: Path) -> None:
         for name in SHIPPED:
             shutil.copytree(shipped_files() / name, made / name)
         (made / ".gitignore").write_text(_GITIGNORE)
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "init",
+        "FOLDER",
+        "Writes a working folder: recipes, search spaces and the demo's small networks.",
+        (f"demo && cd demo &&\n    {program('tune')} search_spaces/transition.yaml",),
+    )
+    made.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    return made
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
@@ -23,11 +23,12 @@ from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.trial_recipe import STAGES
 from latentsync_ray.planning.plan import Plan, Simulated, plan_trials, simulate
 from latentsync_ray.planning.simulation import Costs, PlannedTrial
+from latentsync_ray.usage import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and prints the plan. Returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     search, recipe = load_search(options.search_space, options.overrides)
     trials = plan_trials(search, recipe, options.transition_step)
     console = Console(width=110)
@@ -42,24 +43,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("plan"), description=__doc__)
-    parser.add_argument("search_space", help="a file such as search_spaces/transition.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
-    parser.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
-    parser.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")
-    parser.add_argument("--gpus", type=_positive(int), metavar="N", help="GPUs (or CPU workers) in all")
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "plan",
+        "SPACE [key=value ...] [options]",
+        "What a search would train and cost. Nothing is trained, Ray is not started.",
+        ("search_spaces/transition.yaml", "SPACE --simulate --gpus 8"),
+    )
+    made.add_argument("search_space", metavar="SPACE", help="a file such as search_spaces/transition.yaml")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
+    made.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
+    made.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")
+    made.add_argument("--gpus", type=_positive(int), metavar="N", help="GPUs (or CPU workers) in all")
+    made.add_argument(
         "--first-stage-seconds", type=_positive(float), default=1.0, metavar="S", help="of a step of stage one (1)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--second-stage-seconds", type=_positive(float), default=1.0, metavar="S", help="of a step of stage two (1)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--startup-seconds", type=_positive(float), default=60.0, metavar="S", help="of a worker group (60)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn where ASHA would compare trials (0)")
-    return parser
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of what ASHA decides in the simulation (0)")
+    return made
 
 
 def _positive(kind: type[int] | type[float]) -> Any:

@@ -6,11 +6,11 @@ latentsync-ray preprocess FOOTAGE OUT --raw --vae FOLDER_OR_HUB_ID --audio-encod
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.schema import is_path
+from latentsync_ray.usage import CommandParser
 
 
 def _located(network: str) -> str:
@@ -20,23 +20,7 @@ def _located(network: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and prepares. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog=program("preprocess"), description="Prepares videos for training.")
-    parser.add_argument("videos", type=Path, help="folder of videos with sound, searched recursively")
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--raw", action="store_true", help="footage: find, align and cut out faces (aligned clips)")
-    parser.add_argument("--vae", required=True, help="folder or hub id of a diffusers autoencoder")
-    parser.add_argument("--audio-encoder", required=True, help="folder or hub id of a Whisper model or its encoder")
-    parser.add_argument("--resolution", type=int, default=256, help="height and width in pixels (%(default)s)")
-    parser.add_argument(
-        "--validation",
-        nargs="+",
-        default=[],
-        metavar="PATTERN",
-        help="clips to hold out, such as 'speaker4/*' (about every fifth)",
-    )
-    parser.add_argument("--mask", type=Path, help="picture, black where to generate (an ellipse over the lower face)")
-    parser.add_argument("--face-models", type=Path, help="folder with MediaPipe's mediapipe/modules (its wheel's)")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
 
     # Ray and torch take seconds, which the help and a mistyped option need not.
     from latentsync_ray.latentsync.data.facemesh import check_installed
@@ -59,6 +43,30 @@ def main(arguments: list[str] | None = None) -> int:
         stderr_console().print(notice)
     prepare_files(sources, args.out.absolute(), settings, args.validation)
     return 0
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "preprocess",
+        "VIDEOS OUT --vae V --audio-encoder A [options]",
+        "Turns videos with sound into a prepared set to train on. Stopped, the same\ncommand does what is missing.",
+        ("VIDEOS data/real --raw \\\n    --vae stabilityai/sd-vae-ft-mse --audio-encoder openai/whisper-tiny",),
+    )
+    made.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos with sound, and its subfolders")
+    made.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    made.add_argument("--vae", required=True, metavar="V", help="folder or hub id of a diffusers autoencoder")
+    made.add_argument("--audio-encoder", required=True, metavar="A", help="folder or hub id of a Whisper model")
+    made.add_argument("--raw", action="store_true", help="footage: find, align and cut out faces")
+    made.add_argument(
+        "--resolution", type=int, default=256, metavar="N", help="height and width in pixels (%(default)s)"
+    )
+    made.add_argument(
+        "--validation", nargs="+", default=[], metavar="P", help="held-out clips: 'speaker4/*' (every fifth)"
+    )
+    made.add_argument("--mask", type=Path, metavar="FILE", help="black where to generate (an ellipse)")
+    made.add_argument("--face-models", type=Path, metavar="DIR", help="MediaPipe's mediapipe/modules (its wheel's)")
+    return made
 
 
 if __name__ == "__main__":

@@ -6,32 +6,47 @@ settings.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
 from latentsync_ray.api import Search
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
+from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.searchfiles import search_of_one
 from latentsync_ray.tune import run
+from latentsync_ray.usage import SEARCH_STATUSES, CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and trains. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog=program("train"), description=__doc__)
-    parser.add_argument("recipe", help="a folder such as configs/demo")
-    parser.add_argument("--from", dest="start_from", metavar="KEY", help="a stored segment to go on from")
-    parser.add_argument(
-        "--stage", choices=["second_stage"], help="leave stage one there, whatever the transition says"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     search, recipe = search_of_one(options.recipe, options.overrides)
     if options.stage and not options.start_from:
-        parser.error("--stage needs --from")
+        raise UserError("--stage: needs a segment to go on from; add --from KEY")
     if options.start_from:
         search = dataclasses.replace(search, start_from=options.start_from, start_stage=options.stage)
 
     return run(Search(search, recipe))
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "train",
+        "RECIPE [key=value ...] [options]",
+        "One two-stage training through the same engine. The same command goes on from\nwhere it was stopped.",
+        ("configs/demo", "configs/demo --from KEY second_stage.num_steps=80"),
+        SEARCH_STATUSES,
+    )
+    made.add_argument("recipe", metavar="RECIPE", help="a folder such as configs/demo")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe")
+    made.add_argument(
+        "--from",
+        dest="start_from",
+        metavar="KEY",
+        help="go on from a stored segment",
+    )
+    made.add_argument("--stage", choices=["second_stage"], help="leave stage one there, whatever the transition says")
+    return made
 
 
 if __name__ == "__main__":

@@ -132,6 +132,11 @@ def forget_scores(asha: Any, trial_id: str) -> None:
         scores.pop(trial_id, None)
 
 
+def milestones(asha: Any) -> list[float]:
+    """Where the rungs of an `ASHAScheduler` with one bracket are."""
+    return [milestone for milestone, _ in asha._brackets[0]._rungs]
+
+
 class OpenBrackets:
     """Has a `HyperBandScheduler`, the next class in line, look at a bracket whenever one of its trials ends.
 

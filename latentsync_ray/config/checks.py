@@ -51,7 +51,7 @@ def check_search(search: SearchConfig, recipe: Recipe, where: str) -> None:
     scheduler = search.trial_scheduler
     longest = longest_trial(search, recipe).of(scheduler.time_attr)
     if scheduler.name == "asha" and scheduler.grace_period > longest:
-        rule = f"must not be above the longest trial's {scheduler.time_attr} ({longest})"
+        rule = f"must not be above the longest trial's {scheduler.time_attr} ({longest:g})"
         raise UserError(f"{where}: trial_scheduler.grace_period: {rule}, got {scheduler.grace_period}; lower it")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from latentsync_ray.config.errors import Complaint, seed_complaints
+from latentsync_ray.config.length import LengthConfig, TwoStages, first_stage_steps, second_stage_steps
 from latentsync_ray.config.transition import TransitionConfig
 
 FIRST_STAGE, SECOND_STAGE = "first_stage", "second_stage"
@@ -49,17 +50,22 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SecondStageConfig(StageConfig):
-    """Stage two, which has a fixed length."""
+    """Stage two."""
 
-    num_steps: int = 100
-    """Steps from the transition to the end of the trial."""
+    num_steps: int | None = None
+    """Steps from the transition to the end of the trial, the same for all; null takes what `length` leaves."""
+    seed: int | None = None
+    """Of what is drawn in stage two, such as the weights of new modules; null takes the recipe's `seed`."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         yield from super().complaints()
-        if self.num_steps < 1 or (self.report_every_steps >= 1 and self.num_steps % self.report_every_steps):
+        steps = self.num_steps
+        if steps is not None and (steps < 1 or (self.report_every_steps >= 1 and steps % self.report_every_steps)):
             rule = f"must be a positive multiple of report_every_steps ({self.report_every_steps})"
             yield "num_steps", rule, "move it to a report boundary"
+        if self.seed is not None:
+            yield from seed_complaints(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,8 @@ class Recipe:
     """Stage one, from `first_stage.yaml`."""
     second_stage: SecondStageConfig
     """Stage two, from `second_stage.yaml`."""
+    length: LengthConfig | None = None
+    """Of every trial as a whole, so that all cost the same; a fixed `second_stage.num_steps` comes before it."""
     divergence_factor: float | None = 10.0
     """A trial whose `val/objective` has grown to this many times its best is stopped; null lets it go on."""
     training: str = "latentsync_ray.latentsync.training:LatentSync"
@@ -109,6 +117,7 @@ class Recipe:
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break together."""
         yield from boundary_complaints(self.transition, self.first_stage.report_every_steps)
+        yield from length_complaints(self, self.transition)
         if self.divergence_factor is not None and not self.divergence_factor > 1:
             yield "divergence_factor", "must be above 1", "10 is usual, null switches it off"
         for name in ("plateau", "below"):
@@ -117,6 +126,18 @@ class Recipe:
                 for rule, remedy in metric_complaints(condition.metric, self.metrics_and_objective(), "min"):
                     yield f"transition.{name}.metric", rule, remedy
         yield from seed_complaints(self.seed)
+
+
+def length_complaints(trial: TwoStages, transition: TransitionConfig) -> Iterator[Complaint]:
+    """The rules of a trial's length."""
+    longest = first_stage_steps(trial)
+    if longest is None and trial.second_stage.num_steps is None:
+        yield "length", "must be given where second_stage.num_steps is null", "give {steps: N}, or num_steps"
+    elif longest is not None and longest < max(1, transition.min_step):
+        least = f"first_stage.report_every_steps and transition.min_step ({transition.min_step})"
+        yield "length", f"must hold {least} of stage one", "raise it"
+    elif longest is not None and transition.latest_step == 0 and not second_stage_steps(trial, 0):
+        yield "length", "must hold second_stage.report_every_steps", "raise it"
 
 
 def boundary_complaints(transition: TransitionConfig, every: int) -> Iterator[Complaint]:

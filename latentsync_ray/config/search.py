@@ -26,10 +26,12 @@ class TrialSchedulerConfig:
     """fifo runs every trial to its end; asha (Li et al. 2020) stops the worse ones early; hyperband (Li et al. 2018)
     does so in cohorts that wait for each other; pbt (Jaderberg et al. 2017) makes worse trials clones of better
     ones with perturbed values; pb2 (Parker-Holder et al. 2020) chooses these values by a Gaussian process."""
-    time_attr: Literal["global_step", "second_stage_step"] = "second_stage_step"
-    """What rungs and intervals count."""
+    time_attr: Literal["global_step", "second_stage_step", "cost"] = "second_stage_step"
+    """What rungs and intervals count; `cost` is that of `length`, with which trials are compared at equal cost."""
     grace_period: int = 10
-    """asha: no trial is stopped before."""
+    """asha: no trial is stopped before, on the scale of `time_attr`."""
+    second_stage_grace: int = 1
+    """asha, pbt, pb2: no trial is judged before it has so many steps of stage two behind it."""
     reduction_factor: float = 3
     """asha, hyperband: of so many trials at a rung one goes on."""
     promote: bool = False
@@ -43,7 +45,7 @@ class TrialSchedulerConfig:
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
-        for name in ("grace_period", "perturbation_interval"):
+        for name in ("grace_period", "second_stage_grace", "perturbation_interval"):
             if getattr(self, name) < 1:
                 yield name, "must be at least 1", "raise it"
         if not (math.isfinite(self.reduction_factor) and self.reduction_factor > 1):

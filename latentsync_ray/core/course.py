@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from latentsync_ray.config.length import cost, first_stage_steps, second_stage_steps
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.transition import TransitionConfig
 from latentsync_ray.core.segment import Segment
@@ -35,23 +37,32 @@ class Course:
         past = len(self.history)
         if past < len(self._given):
             return self._given[past]
-        last = self.last
+        following = self._following()
+        if following is None:
+            return None
+        stage, stage_start, end = following
+        parent, start = (self.last.key, self.last.end_step) if self.last else (self.root, 0)
+        return Segment(
+            parent, stage, self.recipe.segment_settings(stage), start, stage_start, end, self.recipe.seed(stage)
+        )
+
+    def _following(self) -> tuple[str, int, int] | None:
+        """Stage, its start and the end of the segment after those that are given; None at the end of the trial."""
+        decisions, last = self.recipe.decisions, self.last
         in_first_stage = last is None or last.stage == FIRST_STAGE
-        leaves = in_first_stage and should_transition(self.recipe.decisions.transition, self.history)
-        if leaves or (self._leave_after and past == len(self._given)):
-            stage, stage_start = SECOND_STAGE, last.end_step if last else 0
+        leaves = in_first_stage and should_transition(decisions.transition, self.history)
+        start = last.end_step if last else 0
+        if leaves or (self._leave_after and len(self.history) == len(self._given)):
+            stage, stage_start = SECOND_STAGE, start
         else:
             stage, stage_start = (last.stage, last.stage_start_step) if last else (FIRST_STAGE, 0)
-        parent, start = (last.key, last.end_step) if last else (self.root, 0)
-        done = start - stage_start
-        if stage == SECOND_STAGE and done >= self.recipe.decisions.second_stage.num_steps:
-            return None
+        done, every = start - stage_start, self.recipe.report_every_steps(stage)
         # A clone, or a trial that goes on from a stored segment, may stand between two boundaries.
-        every = self.recipe.report_every_steps(stage)
         end = start + every - done % every
-        return Segment(
-            parent, stage, self.recipe.segment_settings(stage), start, stage_start, end, self.recipe.decisions.seed
-        )
+        if stage == SECOND_STAGE:
+            return None if done >= second_stage_steps(decisions, stage_start) else (stage, stage_start, end)
+        longest = first_stage_steps(decisions)
+        return None if longest is not None and end > longest else (stage, stage_start, end)
 
     def passed(self, segment: Segment, metrics: Mapping[str, float]) -> None:
         """The trial has been given a segment; its metrics are what a policy looks at."""
@@ -64,19 +75,25 @@ class Course:
 
     @property
     def at_end(self) -> bool:
-        """Whether the trial has all steps of stage two behind it."""
+        """Whether the trial has all its steps behind it."""
+        return len(self.history) >= len(self._given) and bool(self.history) and self._following() is None
+
+    @property
+    def cost(self) -> float:
+        """Relative cost of what is behind the trial."""
         last = self.last
-        if last is None or last.stage != SECOND_STAGE:
-            return False
-        return last.end_step - last.stage_start_step >= self.recipe.decisions.second_stage.num_steps
+        return cost(self.recipe.decisions, last.end_step, last.second_stage_step) if last else 0.0
 
 
 def first_stage_segments(recipe: TrialRecipe, root: str, end_step: int) -> list[Segment]:
     """The segments of stage one from its first step to the boundary at or after a step, whatever the policy says."""
-    decisions = replace(recipe.decisions, transition=TransitionConfig(max_step=max(end_step, 1)))
+    never = TransitionConfig(max_step=sys.maxsize)
+    decisions = replace(recipe.decisions, transition=never, length=None)
     course = Course(replace(recipe, decisions=decisions), root)
     segments: list[Segment] = []
-    while (segment := course.next()) is not None and segment.stage == FIRST_STAGE:
+    while not segments or segments[-1].end_step < end_step:
+        segment = course.next()
+        assert segment is not None, "nothing ends stage one here"
         segments.append(segment)
         course.passed(segment, {})
     return segments

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.length import LengthConfig
 from latentsync_ray.config.plain import Plain, Settings, settings, without
 from latentsync_ray.config.recipe import (
     FIRST_STAGE,
@@ -16,6 +17,7 @@ from latentsync_ray.config.recipe import (
     SecondStageConfig,
     StageConfig,
     boundary_complaints,
+    length_complaints,
 )
 from latentsync_ray.config.schema import with_values
 from latentsync_ray.config.transition import TransitionConfig
@@ -38,6 +40,8 @@ class Decisions:
     """Processes and report boundaries of stage one."""
     second_stage: SecondStageConfig
     """The same of stage two, and its length."""
+    length: LengthConfig | None
+    """Of the whole trial, if it is fixed."""
     divergence_factor: float | None
     """A trial whose objective has grown to this many times its best is stopped."""
     seed: int
@@ -46,6 +50,7 @@ class Decisions:
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break together."""
         yield from boundary_complaints(self.transition, self.first_stage.report_every_steps)
+        yield from length_complaints(self, self.transition)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class TrialRecipe:
             recipe.transition,
             _base(StageConfig, recipe.first_stage),
             _base(SecondStageConfig, recipe.second_stage),
+            recipe.length,
             recipe.divergence_factor,
             recipe.seed,
         )
@@ -105,6 +111,11 @@ class TrialRecipe:
     def report_every_steps(self, stage: str) -> int:
         """Steps between two report boundaries of a stage."""
         return self._stage(stage).report_every_steps
+
+    def seed(self, stage: str) -> int:
+        """Seed of what is drawn in a stage."""
+        second = self.decisions.second_stage.seed
+        return second if stage == SECOND_STAGE and second is not None else self.decisions.seed
 
     def _stage(self, stage: str) -> StageConfig:
         return self.decisions.first_stage if stage == FIRST_STAGE else self.decisions.second_stage

@@ -156,4 +156,4 @@ def _trial_scheduler(search: SearchConfig, recipe: Recipe, seed: int) -> GoOn:
         )
     if settings.name == "fifo":
         return lambda number, segment: True
-    return RandomRungs(settings, longest_trial(search, recipe).of(settings.time_attr), seed)
+    return RandomRungs(settings, longest_trial(search, recipe).of(settings.time_attr), recipe.length, seed)

@@ -2,35 +2,36 @@
 
 latentsync-ray report results/searches/transition-1a2b3c4d
 latentsync-ray report FOLDER FOLDER --output comparison.html
-
-The search may have ended, been interrupted, or still run.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.atomic import new_file
+from latentsync_ray.usage import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and writes the page. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("report"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a folder or URI that a search has printed")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where to write (a search's own report.html; report.html for several)",
-    )
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     print(f"report: {write(options.folders, options.output)}", flush=True)
     return 0
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "report",
+        "FOLDER ... [options]",
+        "Makes the report of a search that has ended, was interrupted or still runs,\nor one report of several.",
+        ("results/searches/transition-1a2b3c4d", "FOLDER OTHER_FOLDER --output comparison.html"),
+    )
+    made.add_argument("folders", nargs="+", metavar="FOLDER", help="what a search has printed last")
+    made.add_argument("--output", type=Path, metavar="FILE", help="where to; FOLDER/report.html, or ./report.html")
+    return made
 
 
 def write(folders: list[str], output: Path | None = None) -> str:

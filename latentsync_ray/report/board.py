@@ -9,7 +9,6 @@ from functools import cached_property
 from string import ascii_uppercase
 
 from latentsync_ray.config.plain import Plain
-from latentsync_ray.report.cost import StepCosts
 from latentsync_ray.report.palette import LIGHT, series_colours
 from latentsync_ray.report.summary import Summary
 from latentsync_ray.report.trials import Role, TrialResult
@@ -44,8 +43,6 @@ class Board:
     """In the order of searches and of numbers."""
     names: tuple[str, ...]
     """All parameters that are searched."""
-    costs: StepCosts
-    """Of a step of each stage."""
 
     @cached_property
     def started(self) -> tuple[Entry, ...]:
@@ -101,13 +98,8 @@ class Board:
         return tuple(entry for entry in self.started if entry.label in labels)
 
 
-def board_of(summaries: Sequence[Summary], costs: StepCosts) -> Board:
-    """The trials of one search or of several; the first one's metric counts.
-
-    Args:
-        summaries: Of each search.
-        costs: Of a step of each stage.
-    """
+def board_of(summaries: Sequence[Summary]) -> Board:
+    """The trials of one search or of several; the first one's metric counts."""
     letters = search_letters(len(summaries))
     entries = [
         Entry(f"{letter} {trial.number}".strip(), letter, trial, trial is summary.best)
@@ -116,7 +108,7 @@ def board_of(summaries: Sequence[Summary], costs: StepCosts) -> Board:
     ]
     names = dict.fromkeys(name for summary in summaries for name in summary.search.param_space)
     search = summaries[0].search
-    return Board(search.metric, search.mode, tuple(entries), tuple(names), costs)
+    return Board(search.metric, search.mode, tuple(entries), tuple(names))
 
 
 def search_letters(count: int) -> list[str]:

@@ -13,7 +13,6 @@ from latentsync_ray.report.charts.common import BASELINE_SYMBOL, BEST_SYMBOL, SY
 from latentsync_ray.report.charts.cost import quality_against_cost
 from latentsync_ray.report.charts.lineages import curves, stage_tree
 from latentsync_ray.report.charts.parameters import importance_bars, parameter_panels
-from latentsync_ray.report.cost import StepCosts
 from latentsync_ray.report.importance import Importance, importance_of
 from latentsync_ray.report.origin import SEARCH_FILE, Origin, read_origin
 from latentsync_ray.report.page import Card, Mark, Page, SearchRow, Source
@@ -50,7 +49,7 @@ def page_of(searches: Sequence[Reported]) -> Page:
         searches: At least one; the first one's metric counts.
     """
     summaries = [one.written.summary for one in searches]
-    board, letters = board_of(summaries, StepCosts()), search_letters(len(searches))
+    board, letters = board_of(summaries), search_letters(len(searches))
     started, alone = bool(board.started), summaries[0] if len(summaries) == 1 else None
     running = any(one.written.progress is Progress.RUNNING for one in searches)
     importance = Importance(note="Told when the search has ended.") if running else importance_of(board)

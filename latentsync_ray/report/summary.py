@@ -141,7 +141,7 @@ def summarise(
         steps_trained=sum(totals.num_steps for totals in status.trained.values()),
         steps_distinct=sum({key: steps for trial in ordered for key, steps in trial.asked.items()}.values()),
         steps_without_sharing=sum(trial.num_steps for trial in ordered),
-        steps_unfinished=sum(steps.first_stage + steps.second_stage for steps in left),
+        steps_unfinished=sum(steps.total for steps in left),
         stopped_by=status.stopped_by,
         worker_seconds=status.worker_seconds,
         train_seconds=sum(totals.train_seconds for totals in status.trained.values()),

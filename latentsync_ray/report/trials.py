@@ -9,7 +9,7 @@ from enum import StrEnum
 from latentsync_ray.config.plain import Parameters
 from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.segment import Segment
+from latentsync_ray.core.segment import Metrics, Segment
 
 
 class TrialStatus(StrEnum):
@@ -63,12 +63,14 @@ class Boundary:
     """`val/*` there, and `train/*` of the segment, by name."""
     at_end: bool = False
     """Whether the trial has all its steps behind it."""
+    cost: float = 0.0
+    """Relative cost of the steps up to there (`config.length.cost`)."""
 
     @classmethod
-    def after(cls, segment: Segment, metrics: Mapping[str, float], at_end: bool = False) -> Boundary:
+    def after(cls, segment: Segment, metrics: Metrics, at_end: bool = False, cost: float = 0.0) -> Boundary:
         """The boundary at the end of a segment."""
         place = segment.stage, segment.end_step, segment.second_stage_step
-        return cls(segment.key, segment.parent, *place, metrics, at_end)
+        return cls(segment.key, segment.parent, *place, metrics, at_end, cost)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,11 @@ class TrialResult:
     def second_stage_step(self) -> int:
         """Of its last boundary."""
         return self.last.second_stage_step if self.last else 0
+
+    @property
+    def cost(self) -> float:
+        """Relative cost of its steps up to its last boundary."""
+        return self.last.cost if self.last else 0.0
 
     @property
     def key(self) -> str | None:

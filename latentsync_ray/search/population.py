@@ -34,16 +34,19 @@ class _JournaledExploits(OpenPopulation):
     is drawn from a generator seeded by the place at which it happens, not by what was drawn before.
     """
 
-    def __init__(self, journal: Journal, hold: Hold, seed: int, **settings: Any):
+    def __init__(self, journal: Journal, hold: Hold, seed: int, second_stage_grace: int, **settings: Any):
         super().__init__(**settings)
         self._journal, self._hold, self._seed = journal, hold, seed
+        self._second_stage_grace = second_stage_grace
         self._generations: Counter[int] = Counter()
         self._made: Exploit | None = None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
         """What was decided before, or what the scheduler decides now."""
-        number = trial_number(trial.trial_id, trial.config)
-        generation, global_step = self._generations[number], Reported.from_result(result).global_step
+        number, reported = trial_number(trial.trial_id, trial.config), Reported.from_result(result)
+        if reported.second_stage_step < self._second_stage_grace:
+            return str(TrialScheduler.CONTINUE)
+        generation, global_step = self._generations[number], reported.global_step
         values = parameters(trial.config)
         known = self._journal.lookup(number, generation, global_step, values)
         if known is not None:

@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from latentsync_ray.search.entries import Decision
+from latentsync_ray.search.halving import Arrivals
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.reported import Reported, TuneResult
 from latentsync_ray.search.trial import parameters, trial_number
@@ -49,16 +50,18 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
     all others are stopped.
 
     Args:
-        time_attr: What the rungs count.
+        arrivals: At which rungs trials come to be judged.
         max_t: Where trials end.
         grace_period: The first rung.
         reduction_factor: Ratio of the rungs, and of so many trials at a rung one goes on.
         journal: Decisions of before, which are made again.
     """
 
-    def __init__(self, time_attr: str, max_t: int, grace_period: int, reduction_factor: float, journal: Journal):
+    def __init__(
+        self, arrivals: Arrivals, max_t: float, grace_period: int, reduction_factor: float, journal: Journal
+    ):
         super().__init__()
-        self._time_attr, self._reduction_factor, self._journal = time_attr, reduction_factor, journal
+        self._arrivals, self._reduction_factor, self._journal = arrivals, reduction_factor, journal
         self._rungs: list[_Rung] = []
         milestone = float(grace_period)
         while milestone < max_t:
@@ -88,10 +91,10 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
         """Goes on between rungs; at a rung, among the best."""
         number, reported = trial_number(trial.trial_id, trial.config), Reported.from_result(result)
-        global_step, time = reported.global_step, reported.time(self._time_attr)
-        self._boundaries[number] = global_step
-        reached = [rung for rung in self._rungs if time >= rung.milestone]
-        new = [rung for rung in reached if number not in rung.scores]
+        global_step = self._boundaries[number] = reported.global_step
+        at = self._arrivals.new([rung.milestone for rung in self._rungs], number, reported)
+        new = [rung for rung in self._rungs if rung.milestone in at and number not in rung.scores]
+        reached = [rung for rung in self._rungs if number in rung.scores or rung in new]
         for rung in new:
             rung.arrive(number, self._sign * reported.metrics[self._metric])
         values = parameters(trial.config)

@@ -31,12 +31,14 @@ class Reported:
     """Why the trial ends; empty if it does not, or is at its end."""
     diverged: bool = False
     """Whether the error is numbers that are not finite, or an objective that has grown too far."""
+    cost: float = 0.0
+    """Relative cost of what is behind the trial."""
 
     @classmethod
     def reached(cls, boundary: Boundary, start_step: int, cached: bool, diverged: str | None = None) -> Reported:
         """A trial has reached a boundary, and ends there with an error if its objective has grown too far."""
         place = boundary.global_step, boundary.second_stage_step
-        return cls(*place, boundary, start_step, cached, diverged or "", diverged is not None)
+        return cls(*place, boundary, start_step, cached, diverged or "", diverged is not None, boundary.cost)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -48,14 +50,16 @@ class Reported:
         """Of the segment."""
         return self.global_step - self.start_step
 
-    def time(self, time_attr: str) -> int:
-        """`second_stage_step` or `global_step`, whichever a scheduler counts."""
-        return self.second_stage_step if time_attr == "second_stage_step" else self.global_step
+    def time(self, time_attr: str) -> float:
+        """`second_stage_step`, `global_step` or `cost`, whichever a scheduler counts."""
+        times = {"second_stage_step": self.second_stage_step, "global_step": self.global_step, "cost": self.cost}
+        return times[time_attr]
 
     def to_result(self) -> TuneResult:
         """The entries of Ray Tune's dict, which ends the trial by `done`."""
         reached = self.boundary
-        result: TuneResult = {"global_step": self.global_step, "second_stage_step": self.second_stage_step}
+        place = {"global_step": self.global_step, "second_stage_step": self.second_stage_step, "cost": self.cost}
+        result: TuneResult = {**place}
         if reached is not None:
             # Ray Tune also sets `done` in the result of a trial that its scheduler stops; `at_end` stays ours.
             result |= {**reached.metrics, "stage": reached.stage, "key": reached.key, "parent": reached.parent}
@@ -69,8 +73,9 @@ class Reported:
         """What a trial has reported, from Ray Tune's dict, which has nothing of ours before the first report."""
         global_step, second_stage_step = result.get("global_step", 0), result.get("second_stage_step", 0)
         error, diverged = result.get("error", ""), result.get("diverged", False)
+        cost = result.get("cost", 0.0)
         if "key" not in result:
-            return cls(global_step, second_stage_step, error=error, diverged=diverged)
+            return cls(global_step, second_stage_step, error=error, diverged=diverged, cost=cost)
         boundary = Boundary(
             key=result["key"],
             parent=result["parent"],
@@ -79,6 +84,7 @@ class Reported:
             second_stage_step=second_stage_step,
             metrics={name: value for name, value in result.items() if name.startswith(_METRICS)},
             at_end=result["at_end"],
+            cost=cost,
         )
         start_step, cached = result["start_step"], result["cached"]
-        return cls(global_step, second_stage_step, boundary, start_step, cached, error, diverged)
+        return cls(global_step, second_stage_step, boundary, start_step, cached, error, diverged, cost)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from latentsync_ray.cli import typed_command
+from latentsync_ray.cli import command_line
 from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
@@ -29,10 +29,12 @@ from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
 from latentsync_ray.report.origin import write_origin
+from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.report import PAGE_FILE, report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
+from latentsync_ray.search.display import Display
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
@@ -54,7 +56,13 @@ UNFINISHED = 3
 
 
 def run_search(
-    search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
+    search: SearchConfig,
+    recipe: Recipe,
+    store: Store,
+    engine: StartedEngine,
+    display: Display,
+    dashboard: str,
+    started: float,
 ) -> tuple[int, str]:
     """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
 
@@ -63,6 +71,7 @@ def run_search(
         recipe: The recipe that trials vary.
         store: At `search.storage`.
         engine: Not serving yet; whoever has started it also ends it.
+        display: Where the search is shown.
         dashboard: Address of the cluster's dashboard, for the user.
         started: `time.monotonic()` when the command began, for its wall clock.
 
@@ -85,10 +94,11 @@ def run_search(
     if lineage:
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
-    write_origin(store, folder, search, given, typed_command())
+    write_origin(store, folder, search, given, command_line())
     recipe = _lengthened(recipe, search.trials.extend)
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
+        display.stop()
         print("this search is finished: nothing to train", flush=True)
         clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
         summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
@@ -113,7 +123,9 @@ def run_search(
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
         inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
-        exit_status = _train(search, recipe, store, folder, engine, inputs_of_workers, setup, inputs.figures, started)
+        exit_status = _train(
+            search, recipe, store, folder, engine, display, inputs_of_workers, setup, inputs.figures, started
+        )
     return exit_status, store.uri_of(folder)
 
 
@@ -123,6 +135,7 @@ def _train(
     store: Store,
     folder: str,
     engine: StartedEngine,
+    display: Display,
     workers: WorkerSetup,
     setup: TrialSetup,
     figures: Mapping[str, float],
@@ -132,6 +145,7 @@ def _train(
     journal = Journal(store, f"{folder}/decisions")
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
+    display.phase("starting workers")
     serving = engine.actor.serve.remote(folder, workers)
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
@@ -144,7 +158,7 @@ def _train(
         pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
         num_noticed = len(journal.notices)
         try:
-            with LiveView(engine.actor, progress, search, recipe), pages, _few_starts_at_once(search):
+            with LiveView(engine.actor, progress, search, recipe, display), pages, _few_starts_at_once(search):
                 _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
         finally:
             log.close()
@@ -156,6 +170,7 @@ def _train(
         print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
         ray.get(engine.actor.begin_again.remote())
+    display.stop()
     trials = list(progress.trials.values())
     if ending.stopped_by is not None:
         trials = with_unfinished(search, trials)
@@ -219,14 +234,21 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
 
 def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
     """The recipe with so many more steps of stage two."""
-    second_stage = dataclasses.replace(recipe.second_stage, num_steps=recipe.second_stage.num_steps + num_steps)
-    return dataclasses.replace(recipe, second_stage=second_stage)
+    fixed, length = recipe.second_stage.num_steps, recipe.length
+    if fixed is not None:
+        second_stage = dataclasses.replace(recipe.second_stage, num_steps=fixed + num_steps)
+        return dataclasses.replace(recipe, second_stage=second_stage)
+    assert length is not None
+    if length.steps is not None:
+        return dataclasses.replace(recipe, length=dataclasses.replace(length, steps=length.steps + num_steps))
+    cost = length.total + num_steps * length.second_stage
+    return dataclasses.replace(recipe, length=dataclasses.replace(length, cost=cost))
 
 
 def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult]) -> bool:
     """Whether `trials.extend` asks for more than finished trials have."""
-    ends = (trial.second_stage_step for trial in trials if trial.status == TrialStatus.FINISHED)
-    return search.trials.extend > 0 and any(end < recipe.second_stage.num_steps for end in ends)
+    ends, finished = Ends(recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
+    return search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)
 
 
 def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSetup) -> None:

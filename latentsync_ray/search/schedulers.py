@@ -15,7 +15,7 @@ from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.search.entries import Decision
-from latentsync_ray.search.halving import ASHA, HyperBand
+from latentsync_ray.search.halving import ASHA, Arrivals, HyperBand
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.population import Hold, JournaledPBT, journaled_pb2
 from latentsync_ray.search.promotion import PromotingASHA
@@ -37,7 +37,7 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
     """
     settings = search.trial_scheduler
     max_t = longest_trial(search, recipe).of(settings.time_attr)
-    halving: dict[str, object] = {
+    halving: dict[str, Any] = {
         "time_attr": settings.time_attr,
         "max_t": max_t,
         "reduction_factor": settings.reduction_factor,
@@ -48,14 +48,17 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
         return HyperBand(**halving)
     if settings.name == "asha" and settings.promote:
         rungs = max_t, settings.grace_period, settings.reduction_factor
-        return PromotingASHA(settings.time_attr, *rungs, journal)
+        arrivals = Arrivals(settings.time_attr, settings.second_stage_grace)
+        return PromotingASHA(arrivals, *rungs, journal)
     if settings.name == "asha":
-        return JournaledScheduler(ASHA(**halving, grace_period=settings.grace_period), journal)
-    population: dict[str, object] = {
+        asha = ASHA(second_stage_grace=settings.second_stage_grace, grace_period=settings.grace_period, **halving)
+        return JournaledScheduler(asha, journal)
+    population: dict[str, Any] = {
         "time_attr": settings.time_attr,
         "perturbation_interval": settings.perturbation_interval,
         "quantile_fraction": settings.quantile_fraction,
         "log_config": False,
+        "second_stage_grace": settings.second_stage_grace,
     }
     if settings.name == "pb2":
         if importlib.util.find_spec("sklearn") is None:

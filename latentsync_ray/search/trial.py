@@ -21,7 +21,7 @@ from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished
+from latentsync_ray.engine.messages import Answer, Branch, Failed, Finished
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.pointer import POINTER_FILE, Pointer
 from latentsync_ray.search.reported import Reported, TuneResult
@@ -73,7 +73,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Decides the stage, asks for the next segment, and reports its metrics."""
         if self.refused is not None:
             step = self.course.last.end_step if self.course.last is not None else 0
-            return Reported(step, 0, error=self.refused).to_result()
+            return Reported(step, 0, error=self.refused, cost=self.course.cost).to_result()
         segment = self.course.next()
         assert segment is not None, "a trial that is done was asked to go on"
         answer = self._ask(segment)
@@ -81,7 +81,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return self._reached(segment, answer).to_result()
         # An exception would have Ray Tune begin the trial again, to meet the same error.
         error, diverged = (answer.error, answer.diverged) if isinstance(answer, Failed) else ("", False)
-        return Reported(segment.end_step, segment.second_stage_step, error=error, diverged=diverged).to_result()
+        place = segment.end_step, segment.second_stage_step
+        return Reported(*place, error=error, diverged=diverged, cost=self.course.cost).to_result()
 
     def _reached(self, segment: Segment, answer: Finished) -> Reported:
         """Goes on to the end of a segment."""
@@ -90,7 +91,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         course.passed(segment, metrics)
         factor = course.recipe.decisions.divergence_factor
         error = None if factor is None else divergence(factor, weights, course.history)
-        boundary = Boundary.after(segment, metrics, course.at_end)
+        boundary = Boundary.after(segment, metrics, course.at_end, course.cost)
         return Reported.reached(boundary, segment.start_step, answer.cached, error)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -121,7 +122,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """The engine's answer, which it may have given ahead."""
         if segment.key in self.ahead:
             return Finished(self.ahead[segment.key], cached=True, ahead={})
-        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment))
+        branch = Branch.ahead(self.course.recipe, segment)
+        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment, branch))
         self.ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 

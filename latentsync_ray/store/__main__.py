@@ -14,36 +14,20 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from latentsync_ray.cli import program, run_cli
+from latentsync_ray.cli import run_cli
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.core.record import Record
 from latentsync_ray.store import Store
 from latentsync_ray.store.searches import Searches
 from latentsync_ray.store.upkeep import damages, leftovers, lineage, needed_states, unneeded_states, whole_records
+from latentsync_ray.usage import STATUSES, CommandParser
 
 _KEY_LENGTH = 12
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line and does what it says. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=program("store"), description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("storage", help="the folder or URI that searches were given")
-    commands = parser.add_subparsers(dest="command", required=True)
-    shows = [
-        commands.add_parser("list", help="all segments"),
-        commands.add_parser("lineage", help="a segment's past"),
-    ]
-    shows[1].add_argument("key", help="a segment's key, or its beginning")
-    for show in shows:
-        show.add_argument("--metric", default="val/recon", help="validation metric to show (%(default)s)")
-    commands.add_parser("verify", help="read everything and compare checksums")
-    collect = commands.add_parser("collect", help="states that no search refers to; records are kept")
-    collect.add_argument("--keep-best", action="store_true", help="of each search only its best trial's states")
-    collect.add_argument("--drop", action="store_true", help="delete them; without it they are only shown")
-    collect.add_argument("--end", metavar="SEARCH", help="give up this search, which has not ended")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
 
     store, console = Store(options.storage), Console(soft_wrap=True)
     if not store.files("segments"):
@@ -120,6 +104,40 @@ def _collect(store: Store, console: Console, records: dict[str, Record], keep_be
     verb = "dropped" if drop else "can go (--drop deletes them)"
     console.print(f"{len(unneeded)} states and {len(left)} leftovers of {num_bytes:,} bytes {verb}", highlight=False)
     return 0
+
+
+def parser() -> CommandParser:
+    """The command's arguments."""
+    made = CommandParser(
+        "store",
+        "STORAGE ACTION ...",
+        "Looks after what searches have stored. STORAGE is the folder or URI that they\n"
+        "were given, `results` unless told otherwise.",
+        (
+            "results list",
+            "results lineage KEY             # a key's beginning will do",
+            "results collect                 # what can go; --drop: goes",
+            "results collect --end SEARCH    # gives a search up",
+        ),
+        (*STATUSES, "verify: 1 something is damaged"),
+    )
+    made.add_argument("storage", metavar="STORAGE", help="folder or URI")
+    actions = made.add_subparsers(
+        dest="command", required=True, metavar="ACTION ...", parser_class=argparse.ArgumentParser
+    )
+    shows = [
+        actions.add_parser("list", help="all segments [--metric NAME]"),
+        actions.add_parser("lineage", help="a segment's past [--metric NAME]"),
+    ]
+    shows[1].add_argument("key", help="a segment's key, or its beginning")
+    for show in shows:
+        show.add_argument("--metric", default="val/recon", help="validation metric to show (%(default)s)")
+    actions.add_parser("verify", help="read everything and compare checksums")
+    collect = actions.add_parser("collect", help="unneeded states [--keep-best] [--drop] [--end SEARCH]")
+    collect.add_argument("--keep-best", action="store_true", help="of each search only its best trial's states")
+    collect.add_argument("--drop", action="store_true", help="delete them; without it they are only shown")
+    collect.add_argument("--end", metavar="SEARCH", help="give up this search, which has not ended")
+    return made
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latentsync_ray.cli import program
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.length import second_stage_steps
 from latentsync_ray.config.plain import plain
 from latentsync_ray.config.recipe import SECOND_STAGE, Recipe
 from latentsync_ray.config.search import SearchConfig
@@ -83,8 +84,10 @@ def _check(search: SearchConfig, recipe: Recipe, last: Segment) -> None:
                 "start from another segment"
             )
     behind = last.end_step - last.stage_start_step
-    if last.stage == SECOND_STAGE and recipe.second_stage.num_steps <= behind:
+    whole = second_stage_steps(recipe, last.stage_start_step) if last.stage == SECOND_STAGE else behind + 1
+    if whole <= behind:
+        name = "length" if recipe.second_stage.num_steps is None else "second_stage.num_steps"
         raise UserError(
-            f"second_stage.num_steps: must be above the {behind} steps of stage two that {last.key[:12]} has behind "
-            f"it, got {recipe.second_stage.num_steps}; raise it"
+            f"{name}: must be above the {behind} steps of stage two that {last.key[:12]} has behind it, got {whole}; "
+            "raise it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import latentsync_ray
-from latentsync_ray.__main__ import COMMANDS, main
+from latentsync_ray.__main__ import COMMANDS, main, parser_of
 from latentsync_ray.cli import program
 
 PACKAGE = Path(latentsync_ray.__file__).parent
@@ -36,23 +37,43 @@ def test_another_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'tuna' (choose from " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_quick_and_says_how_it_was_called(command: str) -> None:
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_one_quick_screen_that_begins_with_an_example(command: str) -> None:
     """Torch and Ray, which take seconds to import, are not imported."""
     script = f"""
 import sys
 from latentsync_ray.__main__ import main
-sys.argv = ["/venv/bin/latentsync-ray", "{command}", "--help"]
+sys.argv = ["/venv/bin/latentsync-ray", *{command.split()}, "--help"]
 try:
     main()
 finally:
     print([name for name in ("torch", "ray", "diffusers", "transformers", "pandas") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"usage: latentsync-ray {command} ")
-    assert lines[-1] == "[]"
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    assert lines[0].startswith(f"latentsync-ray {command}".rstrip() + " ")
+    assert [line for line in lines if line.startswith(f"usage: latentsync-ray {command}")]
+    assert "\nexit status: " in done.stdout
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_usage_line_names_what_must_be_given(command: str) -> None:
+    parser = parser_of(command)
+    usage = parser.usage.split()
+    for action in parser._actions:
+        if not action.option_strings:
+            metavar = action.metavar.split()[0] if isinstance(action.metavar, str) else ""
+            assert metavar in usage or f"[{metavar}" in usage
+        elif action.required:
+            assert action.option_strings[0] in usage
+    optional = [
+        a for a in parser._actions if a.option_strings and not a.required and a.dest not in ("help", "version")
+    ]
+    assert ("[options]" in usage) == bool(optional)
 
 
 @pytest.mark.parametrize(

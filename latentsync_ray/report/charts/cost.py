@@ -6,6 +6,7 @@ import math
 
 from latentsync_ray.report.board import Board
 from latentsync_ray.report.charts.common import Chart, marker, new_figure, telling_range
+from latentsync_ray.report.cost import cost_at, cost_label
 from latentsync_ray.report.palette import LIGHT
 
 _HOVER = "%{text}<br>cost %{x:,}: %{y:.4g}<extra></extra>"
@@ -18,7 +19,8 @@ def quality_against_cost(board: Board) -> Chart:
         board: With trials that have started.
     """
     entries = [e for e in board.ranked(board.started)[::-1] if math.isfinite(board.value(e))]  # the best lie on top
-    figure = new_figure(420, board.costs.label, board.metric)
+    label = cost_label(point for entry in entries for point in entry.trial.results)
+    figure = new_figure(420, label, board.metric)
     front = pareto_front(board)
     figure.add_scatter(
         x=[cost for cost, _, _ in front],
@@ -30,7 +32,7 @@ def quality_against_cost(board: Board) -> Chart:
         hovertemplate="front, " + _HOVER,
     )
     figure.add_scatter(
-        x=[board.costs.at(entry.trial.results[-1]) for entry in entries],
+        x=[cost_at(entry.trial.results[-1]) for entry in entries],
         y=[board.value(entry) for entry in entries],
         customdata=[entry.label for entry in entries],
         name="ends",
@@ -48,7 +50,7 @@ def pareto_front(board: Board) -> list[tuple[float, float, str]]:
     """Cost, metric and trial of each boundary that is better than all that cost no more, from the cheapest on."""
     sign = 1 if board.mode == "min" else -1
     reached = [
-        (board.costs.at(point), sign * point.metrics.get(board.metric, math.nan), entry.label)
+        (cost_at(point), sign * point.metrics.get(board.metric, math.nan), entry.label)
         for entry in board.started
         for point in entry.trial.results
     ]

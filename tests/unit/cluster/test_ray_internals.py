@@ -95,6 +95,7 @@ def test_asha_keeps_scores_by_rung() -> None:
     for trial in trials:
         asha.on_trial_add(None, trial)
         asha.on_trial_result(None, trial, {"step": 4, "loss": 1.0})
+    assert ray_internals.milestones(asha) == [8, 4]
     rungs = asha._trial_info[trials[1].trial_id]._rungs
     assert {trial.trial_id for trial in trials} in [set(scores) for _, scores in rungs]
     ray_internals.forget_scores(asha, trials[0].trial_id)

@@ -12,13 +12,13 @@ import pytest
 from latentsync_ray.cluster.resources import _group_sizes
 from latentsync_ray.config.domains import Choice, Domain, Grid, RandInt
 from latentsync_ray.config.errors import UserError
-from latentsync_ray.config.lengths import Lengths, extremes, longest_trial
+from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig, TrialSchedulerConfig
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.planning.plan import plan_trials
-from latentsync_ray.report.remaining import Ends
+from latentsync_ray.report.remaining import Ends, StepsLeft
 from latentsync_ray.report.trials import Boundary, TrialResult
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.schedulers import make_scheduler
@@ -78,11 +78,11 @@ def test_groups_of_all_sizes_are_looked_at(recipe: Recipe) -> None:
 
 def test_what_is_left_of_a_trial_is_its_own(recipe: Recipe) -> None:
     ends = Ends(recipe)
-    assert ends.steps_left(TrialResult(0, {})) == Lengths(400, 8)
-    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 24, "transition.at_step": 600})) == Lengths(600, 24)
+    assert ends.steps_left(TrialResult(0, {})) == StepsLeft(400, 8)
+    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 24, "transition.at_step": 600})) == StepsLeft(600, 24)
     second = Boundary("key", "parent", "second_stage", 404, 4, {})
-    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 24}, (second,))) == Lengths(0, 20)
-    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 9})) == Lengths(0, 0)  # it will fail
+    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 24}, (second,))) == StepsLeft(0, 20)
+    assert ends.steps_left(TrialResult(0, {NUM_STEPS: 9})) == StepsLeft(0, 0)  # it will fail
 
 
 def test_a_plan_walks_each_trial_to_its_own_end(recipe: Recipe) -> None:

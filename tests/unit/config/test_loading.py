@@ -361,7 +361,9 @@ def test_every_training_has_the_objective_that_the_framework_adds() -> None:
             return {"val/slope": Metric("max")}
 
     recipe = Line(
-        transition=TransitionConfig(max_step=20), first_stage=StageConfig(), second_stage=SecondStageConfig()
+        transition=TransitionConfig(max_step=20),
+        first_stage=StageConfig(),
+        second_stage=SecondStageConfig(num_steps=100),
     )
     assert recipe.metrics_and_objective() == {"val/objective": Metric("min"), "val/slope": Metric("max")}
     plateau = TransitionConfig(max_step=20, plateau=PlateauConfig("val/objective", patience_steps=20))

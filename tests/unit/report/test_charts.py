@@ -16,15 +16,14 @@ from latentsync_ray.report.board import MAX_LINES, Board, board_of
 from latentsync_ray.report.charts.cost import pareto_front, quality_against_cost
 from latentsync_ray.report.charts.lineages import curves, stage_tree
 from latentsync_ray.report.charts.parameters import importance_bars, parameter_panels
-from latentsync_ray.report.cost import StepCosts
 from latentsync_ray.report.importance import importance_of
 from latentsync_ray.report.palette import series_colours
 from latentsync_ray.report.table import csv_text
 from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 
-def board(trials: Sequence[TrialResult], costs: StepCosts | None = None, **search: Any) -> Board:
-    return board_of([make_summary(trials, make_search(**search))], costs or StepCosts())
+def board(trials: Sequence[TrialResult], **search: Any) -> Board:
+    return board_of([make_summary(trials, make_search(**search))])
 
 
 def table(trials: Sequence[TrialResult]) -> dict[str, dict[str, str]]:
@@ -121,11 +120,13 @@ def test_the_front_is_the_best_that_any_trial_had_reached(mode: str) -> None:
     assert [cost for cost, _, _ in front] == sorted({cost for cost, _, _ in front})
 
 
-def test_costs_count_the_steps_of_each_stage() -> None:
-    made = board(make_trials(), StepCosts(1.0, 2.1))
-    chart = quality_against_cost(made)
+def test_costs_are_those_of_the_recipe_where_it_gives_them() -> None:
+    (trial,) = make_trials()[:1]
+    results = [replace(point, cost=point.global_step + 1.1 * point.second_stage_step) for point in trial.results]
+    chart = quality_against_cost(board([replace(trial, results=tuple(results))]))
     assert points(chart.figure.data[1])["0"][0] == 40 + 2.1 * 40
-    assert chart.figure.layout.xaxis.title.text == "cost, in steps of stage one"
+    assert chart.figure.layout.xaxis.title.text == "relative cost"
+    assert quality_against_cost(board([trial])).figure.layout.xaxis.title.text == "steps"
 
 
 def test_of_many_trials_the_best_and_the_baselines_are_drawn() -> None:

@@ -124,7 +124,7 @@ def test_what_trials_say_is_text_and_no_markup(store: Store) -> None:
     trials = [make_trial(0, 40, 1e-4), TrialResult(1, {RATE: "<b>"}, status=TrialStatus.FAILED, error=error)]
     html = render(store, trials)
     page = PageParts(html)
-    assert page.cells("error") == ["", error] and page.cells(RATE) == ["0.0001", "<b>"]
+    assert page.cells("error") == ["", error] and page.cells(RATE) == ["1e-4", "<b>"]
     assert "<script>no" not in html and "&lt;b&gt;" in page.json["page-data"]["facts"]["1"]
 
 

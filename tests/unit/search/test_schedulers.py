@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from latentsync_ray.report.trials import Boundary
-from latentsync_ray.search.halving import ASHA, HyperBand
+from latentsync_ray.search.halving import ASHA, Arrivals, HyperBand
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.promotion import PromotingASHA
 from latentsync_ray.search.reported import Reported, TuneResult
@@ -153,7 +154,7 @@ def test_survivors_of_hyperband_run_to_their_ends_whatever_lengths_are() -> None
 
 def promoting(folder: Path, max_t: int) -> PromotingASHA:
     journal = Journal(Store(str(folder)), FOLDER)
-    return PromotingASHA("second_stage_step", max_t, grace_period=4, reduction_factor=2, journal=journal)
+    return PromotingASHA(Arrivals("second_stage_step", 1), max_t, grace_period=4, reduction_factor=2, journal=journal)
 
 
 def test_a_trial_that_diverges_frees_its_place_at_a_rung(tmp_path: Path) -> None:
@@ -169,9 +170,53 @@ def test_where_the_only_one_that_went_on_diverges_the_next_goes_on(tmp_path: Pat
 
 def test_a_trial_that_diverges_is_forgotten_by_asha(tmp_path: Path) -> None:
     scheduler = JournaledScheduler(
-        ASHA(time_attr="second_stage_step", max_t=16, grace_period=4, reduction_factor=2),
+        ASHA("second_stage_step", 1, max_t=16, grace_period=4, reduction_factor=2),
         Journal(Store(str(tmp_path)), FOLDER),
     )
     # The first has diverged when the second comes to the rungs, so that this one is the best there.
     controller = Controller(scheduler, [16, 16], [1.0, 2.0], diverging={0: 8})
     assert controller.run() == {0: "diverged", 1: "finished"}
+
+
+def reported(step: int, second: int) -> Reported:
+    return Reported(step, second, cost=step + 1.5 * second)
+
+
+def test_a_trial_is_judged_at_a_rung_once_it_has_some_of_stage_two() -> None:
+    rungs, arrivals = [20.0, 40.0, 80.0], Arrivals("cost", second_stage_grace=8)
+    assert arrivals.new(rungs, "a", reported(16, 0)) == []
+    assert arrivals.new(rungs, "a", reported(24, 0)) == []  # 20 is passed in stage one, and never judged by
+    assert arrivals.new(rungs, "a", reported(28, 4)) == []  # 34, and too little of stage two
+    assert arrivals.new(rungs, "a", reported(32, 8)) == [40.0]  # 44
+    assert arrivals.new(rungs, "a", reported(32, 8)) == []
+    assert arrivals.new(rungs, "b", reported(80, 16)) == rungs
+    assert Arrivals("global_step", 8).new(rungs, "a", reported(32, 8)) == [20.0]
+    assert Arrivals("second_stage_step", 8).new([4, 8, 16], "a", reported(32, 8)) == [4, 8]
+
+
+@pytest.mark.parametrize("promote", [False, True])
+def test_asha_judges_no_trial_in_stage_one(promote: bool, tmp_path: Path) -> None:
+    """Trials of equal cost leave stage one at 8 and at 16; the rung at 12 sees the first kind alone."""
+    journal = Journal(Store(str(tmp_path)), FOLDER)
+    arrivals = Arrivals("cost", 4)
+    scheduler = (
+        PromotingASHA(arrivals, 32, 12, 2, journal)
+        if promote
+        else ASHA("cost", 4, max_t=32, grace_period=12, reduction_factor=2)
+    )
+    scheduler.set_search_properties("val/objective", "min")
+    decisions: dict[tuple[str, int], str] = {}
+    for number, (name, leaves_at, loss) in enumerate([("best", 8, 1.0), ("late", 16, 9.0), ("early", 8, 2.0)]):
+        trial = Trial("trial", stub=True, trial_id=f"t_{number:05d}")
+        scheduler.on_trial_add(None, trial)
+        for step in range(4, 32, 4):
+            stage = "second_stage" if step > leaves_at else "first_stage"
+            second = max(0, step - leaves_at)
+            boundary = Boundary(f"{name}-{step}", "", stage, step, second, {"val/objective": loss}, cost=step)
+            result = Reported.reached(boundary, step - 4, cached=False).to_result()
+            decisions[name, step] = scheduler.on_trial_result(None, trial, result | {"training_iteration": 1})
+            if decisions[name, step] != "CONTINUE":
+                break
+    ended = {name: step for (name, step), decision in decisions.items() if decision != "CONTINUE"}
+    # With promotion the first to come waits at the rung too.
+    assert ended == ({"best": 12, "late": 24, "early": 12} if promote else {"late": 24, "early": 12})
