@@ -12,6 +12,7 @@ import documented
 import pytest
 import yaml
 from documented import CANNOT, ELSEWHERE, PAGES, ROOT, all_commands, blocks, entry, inline
+from ray.scripts.scripts import cli
 
 from latentsync_ray.__main__ import COMMANDS, parser_of
 from latentsync_ray.config.fields import fields_of
@@ -64,6 +65,14 @@ def test_every_other_command_is_a_make_target_or_is_listed() -> None:
             assert {argument.partition("=")[0] for argument in arguments[1:]} <= variables
         elif program not in ("latentsync-ray", "cd"):
             assert entry(command) in {*ELSEWHERE, *CANNOT}, command.text
+
+
+def test_ray_s_own_commands_can_be_typed() -> None:
+    for command in all_commands():
+        if command.words[0] == "ray":
+            name, *arguments = command.words[1:]
+            arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+            cli.commands[name].make_context(name, arguments)  # raises what is wrong with them
 
 
 def test_what_is_listed_is_used_and_its_tests_exist() -> None:
