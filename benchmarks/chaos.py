@@ -37,7 +37,7 @@ from latentsync_ray.store.upkeep import leftovers, whole_records
 
 KNOWN_FILES = re.compile(
     r"store\.json"
-    r"|segments/[0-9a-f]{64}/(record\.json|state\.safetensors|preview\.png|partial\.(json|safetensors))"
+    r"|segments/[0-9a-f]{64}/(record\.json|state\.safetensors|preview\.png|terms\.json|partial\.(json|safetensors))"
     r"|segments/[0-9a-f]{64}/executions/[0-9a-f]{32}\.json"
     r"|searches/[^/]+/(trials\.(json|csv)|summary\.json|spent\.json|engine_losses\.json|report\.html)"
     r"|searches/[^/]+/decisions/[0-9-]+\.json"

@@ -41,12 +41,15 @@ class Search:
             KeyboardInterrupt: After an interruption.
         """
         from latentsync_ray.cluster.environment import set_ray_environment
+        from latentsync_ray.search.display import Display
 
         set_ray_environment()  # before Ray is imported
-        from latentsync_ray.report.results import Results
-        from latentsync_ray.search.launch import launch
+        with Display() as display:
+            display.phase("starting Ray")
+            from latentsync_ray.report.results import Results
+            from latentsync_ray.search.launch import launch
 
-        exit_status, folder = launch(self.config, self.recipe)
+            exit_status, folder = launch(self.config, self.recipe, display)
         return Results(folder, exit_status)
 
     def plan(self, transition_step: int | None = None) -> Plan:

@@ -1,11 +1,16 @@
 """How commands are called in their usage lines, and how they end: exit status, interrupts, a closed pipe."""
 
+import contextlib
+import errno
 import io
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -13,6 +18,10 @@ from typing import NoReturn, TextIO
 from latentsync_ray.config.errors import Terminated, UserError
 
 SCRIPT = "latentsync-ray"
+_ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+"""The signals that end a command, and what it says then."""
+_ONE_PRESS_SECONDS = 0.5
+"""Signals within this time are one interrupt: `timeout` sends its own to the process and to its group."""
 
 
 def program(command: str | None = None) -> str:
@@ -29,22 +38,36 @@ def program(command: str | None = None) -> str:
     return f"python -m latentsync_ray.{command.replace('-', '_')}" if command else "python -m latentsync_ray"
 
 
+def going_on() -> str:
+    """What has an interrupted command go on: its command line, ready to paste; from Python, the same call."""
+    if not isinstance(signal.getsignal(signal.SIGINT), _Interrupts):
+        return "the same call"
+    script = Path(sys.argv[0])
+    if script.stem != SCRIPT:
+        return shlex.join(sys.orig_argv)
+    found = shutil.which(SCRIPT)
+    called = SCRIPT if found is not None and script.resolve() == Path(found).resolve() else sys.argv[0]
+    return shlex.join([called, *sys.argv[1:]])
+
+
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command and leaves the process with its exit status.
 
     Args:
         main: the command; what it returns is the exit status, None meaning 0.
 
-    A `UserError` becomes one line on standard error and status 2, Ctrl-C becomes status 130 and SIGTERM 143; any
-    other exception is a fault of ours and keeps its traceback. A closed pipe ends printing and nothing else.
+    A `UserError` becomes one line on standard error and status 2. Ctrl-C, SIGTERM and SIGHUP become status 130, 143
+    and 129, a second one of them at once. Any other exception is a fault of ours and keeps its traceback. A closed
+    pipe or terminal ends printing and nothing else.
     """
     for name, stream in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         if stream is not None and getattr(sys, name) is stream:
             setattr(sys, name, _until_closed(stream))
     interrupts = _Interrupts()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupts)
+        for number in _ENDINGS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, interrupts)
     try:
         status = main() or 0
     except UserError as error:
@@ -52,29 +75,66 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         status = 2
     except KeyboardInterrupt as error:
         # What a handler raises while Ray waits comes out of Ray as a plain KeyboardInterrupt.
-        terminated = isinstance(error, Terminated) or interrupts.first == signal.SIGTERM
-        print("terminated" if terminated else "interrupted", file=sys.stderr)
-        status = 143 if terminated else 130
+        number = interrupts.first or (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        print(_ENDINGS[number], file=sys.stderr)
+        status = 128 + number
     sys.exit(status)
 
 
-class _Interrupts:
-    """The first interrupt has a command clean up and end, the third ends it at once; in between it goes on."""
+@contextlib.contextmanager
+def when_interrupted(say: Callable[[], None], at_once: Callable[[], None]) -> Iterator[None]:
+    """Within it, a command's interrupts are answered at once; elsewhere than in a command it changes nothing.
 
-    def __init__(self) -> None:
-        self.first: int | None = None
+    Args:
+        say: Called in the main thread by the first interrupt, before anything is cleaned up.
+        at_once: Called by the second one, before the process ends: removes what the system would leave behind.
+    """
+    interrupts = signal.getsignal(signal.SIGINT)
+    if isinstance(interrupts, _Interrupts):
+        interrupts.say, interrupts.at_once = say, at_once
+    try:
+        yield
+    finally:
+        if isinstance(interrupts, _Interrupts):
+            interrupts.say = interrupts.at_once = _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Interrupts:
+    """The first interrupt has a command clean up and end, the second one ends it at once, with its child processes.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.first: signal.Signals | None = None
         """The signal that came first."""
-        self._count = 0
+        self.say = self.at_once = _nothing
+        """See `when_interrupted`."""
+        self._clock, self._first_at = clock, 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
-        if self._count == 1:
-            self.first = number
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        if self._count == 2:
-            os.write(2, b"still cleaning up; once more ends it at once\n")
-        else:
-            os._exit(128 + number)
+        if self.first is None:
+            self.first, self._first_at = signal.Signals(number), self._clock()
+            self.say()
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        if self._clock() - self._first_at >= _ONE_PRESS_SECONDS:
+            self._end(128 + number)
+
+    def _end(self, status: int) -> NoReturn:
+        import psutil  # takes a moment, and only this needs it
+
+        try:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.at_once()
+        finally:
+            os._exit(status)
 
 
 class _UntilClosed(io.TextIOWrapper):
@@ -84,18 +144,21 @@ class _UntilClosed(io.TextIOWrapper):
         """Writes, or drops."""
         try:
             return super().write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         """Hands on what was written, or drops it."""
         try:
             super().flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        """Writes to nowhere from now on; the error is raised if it is another one than that the reader has gone."""
+        if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe; of a terminal
+            raise error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)

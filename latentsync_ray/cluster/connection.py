@@ -38,8 +38,13 @@ def cluster() -> Iterator[str]:
 
 
 def _connected() -> str:
-    """Connects this process; Ray answers SIGTERM in its own way from here on, which is undone."""
+    """Connects this process; Ray answers SIGTERM in its own way from here on, which is undone.
+
+    A terminal that closes sends SIGHUP to Ray's processes too, which are to live until this one has cleaned up: they
+    inherit that it is blocked.
+    """
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         context = ray.init(
             include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True
@@ -52,6 +57,7 @@ def _connected() -> str:
             f"Ray: cannot be started or joined here ({reason}); see RAY_TMPDIR, RAY_ADDRESS and the free memory"
         ) from None
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
     return f"http://{context.dashboard_url}" if context.dashboard_url else "not running"

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: the command cleans up and ends, as after Ctrl-C."""
+    """SIGTERM or SIGHUP: the command cleans up and ends, as after Ctrl-C."""
 
 
 def seed_complaints(seed: int) -> Iterator[Complaint]:

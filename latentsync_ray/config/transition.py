@@ -71,6 +71,14 @@ class TransitionConfig:
         decides = self.combine == "any" or (self.plateau is None and self.below is None)
         return self.at_step if self.at_step is not None and decides else self.max_step
 
+    @property
+    def earliest_step(self) -> int:
+        """Stage one does not end before, whatever the metrics are."""
+        metrics = self.plateau is not None or self.below is not None
+        if self.at_step is None:
+            return self.min_step if metrics else self.max_step
+        return self.min_step if metrics and self.combine == "any" else self.at_step
+
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         if self.max_step < 1:

@@ -73,6 +73,8 @@ class Record(Trained):
     state: StoredState
     preview_sha256: str | None
     """Of the picture's file, if the training shows one."""
+    terms_sha256: str | None = None
+    """Of the file with the validation terms of each sample, if the training tells them."""
 
     @property
     def key(self) -> str:

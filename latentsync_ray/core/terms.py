@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,10 @@ class Terms:
     values: Mapping[str, Sequence[float]]
     """Metric, such as `val/recon` -> its N values, whose mean is the metric."""
 
+    def means(self) -> dict[str, float]:
+        """The metrics, by name."""
+        return {name: math.fsum(values) / len(values) for name, values in self.values.items()}
+
     def to_json(self) -> Settings:
         """Plain values; `from_json` reads them."""
         return {
@@ -33,12 +38,5 @@ class Terms:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Terms:
-        """Reads what `to_json` gave.
-
-        Raises:
-            LookupError, TypeError: The values are something else.
-        """
-        terms = cls(values["clips"], values["groups"], values["values"])
-        if len({len(terms.clips), len(terms.groups), *map(len, terms.values.values())}) != 1:
-            raise LookupError("its columns differ in length")
-        return terms
+        """Reads what `to_json` gave."""
+        return cls(values["clips"], values["groups"], values["values"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 from latentsync_ray.config.recipe import Recipe, StageConfig
 from latentsync_ray.config.trainings import resolve_training
 from latentsync_ray.core.segment import Metrics
+from latentsync_ray.core.terms import Terms
 
 if TYPE_CHECKING:  # what decides and plans needs no torch
     import torch
@@ -125,6 +126,13 @@ class Training(ABC, Generic[RecipeT]):
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """The recipe's metrics on a fixed validation set, equal on all ranks."""
+
+    def validation_terms(self) -> Terms | None:
+        """What `validate` has averaged last, sample by sample; None if it is not known. Rank 0 alone is asked.
+
+        With it the answer of a search says how sure it is: trials are compared sample by sample.
+        """
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

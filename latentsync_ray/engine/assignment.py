@@ -17,6 +17,7 @@ from latentsync_ray.engine.decisions import (
     StopGroup,
     TrainOrder,
 )
+from latentsync_ray.engine.messages import Branch
 from latentsync_ray.engine.orders import Order, OrderBook
 
 
@@ -69,6 +70,8 @@ class Assignment:
         """Trial that has its answer and has not asked again -> key of the answer."""
         self._num_thinking: defaultdict[str, int] = defaultdict(int)
         """Key -> number of trials that think after it."""
+        self._branches: dict[str, Branch] = {}
+        """Trial in stage one -> where it may leave."""
 
     # The life of a group
 
@@ -170,15 +173,25 @@ class Assignment:
             if not self._num_thinking[key]:
                 del self._num_thinking[key]
 
+    def expect(self, trial: str, branch: Branch | None) -> None:
+        """A trial may leave stage one there; None if it has, or is not known to."""
+        if branch is None:
+            self._branches.pop(trial, None)
+        else:
+            self._branches[trial] = branch
+
     # Decisions
 
-    def decide(self, now: float, may_begin: bool = True, check_idle: bool = False) -> list[Decision]:
+    def decide(
+        self, now: float, may_begin: bool = True, check_idle: bool = False, near_steps: float = 0.0
+    ) -> list[Decision]:
         """What follows from all that has happened, in the sequence in which it is to be carried out.
 
         Args:
             now: Seconds on the caller's clock.
             may_begin: Whether orders may begin and groups start; otherwise free groups are stopped at once.
             check_idle: Whether to stop groups that have been free for too long.
+            near_steps: Groups for which a branch opens in so many steps are not.
         """
         wanted = self._book.ready.sizes()
         if not wanted and not check_idle:
@@ -190,7 +203,7 @@ class Assignment:
             if len(self.groups) < self.max_groups:
                 decisions += [self.start_group(size) for size in self._sizes_to_start()]
         if check_idle:
-            decisions += self._stop_idle(now, may_begin)
+            decisions += self._stop_idle(now, may_begin, near_steps)
         if wanted and self._free:
             in_the_way = self._in_the_way()
             if in_the_way is not None:
@@ -236,15 +249,39 @@ class Assignment:
                     break
         return wanted
 
-    def _stop_idle(self, now: float, may_begin: bool) -> Iterator[StopGroup]:
+    def _stop_idle(self, now: float, may_begin: bool, near_steps: float) -> Iterator[StopGroup]:
         wanted = self._book.ready.sizes()
+        idle: list[Group] = []
         for group in self._free.values():
             if group.phase in (Phase.UP, Phase.RESTARTING):
-                patience = self._idle_seconds
-                if wanted and group.num_workers not in wanted:
-                    patience = min(patience, YIELD_SECONDS)
-                if not may_begin or now >= group.free_since + patience:
+                yields = bool(wanted) and group.num_workers not in wanted
+                if not may_begin or (yields and now >= group.free_since + min(self._idle_seconds, YIELD_SECONDS)):
                     yield self.stop_group(group.name)
+                elif now >= group.free_since + self._idle_seconds:
+                    idle.append(group)
+        awaited = self._needed_soon(near_steps) if idle else Counter()
+        for group in idle:
+            if awaited[group.num_workers] > 0:
+                awaited[group.num_workers] -= 1
+            else:
+                yield self.stop_group(group.name)
+
+    def _needed_soon(self, near_steps: float) -> Counter[int]:
+        """World size -> groups beside those that train now for which branches open in so many steps.
+
+        Trials that leave stage one part there, and each needs a group; those that stay go on in the trunk's own.
+        """
+        needed: Counter[int] = Counter()
+        for group in self.groups.values():
+            if group.order is None:
+                continue
+            segment, waiters = group.order.segment, group.order.waiters
+            branches = [self._branches[trial] for trial in waiters if trial in self._branches]
+            leaving = [b for b in branches if max(b.step, segment.end_step) - segment.start_step <= near_steps]
+            needed.update(branch.num_workers for branch in leaving)
+            if len(leaving) == len(waiters):
+                needed[group.num_workers] -= 1  # the trunk's own is free for one of them
+        return needed
 
     def _in_the_way(self) -> Group | None:
         """A free group without work of its size, where another size is wanted and there is no room for it."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.assignment import Assignment
 from latentsync_ray.engine.decisions import Decision
+from latentsync_ray.engine.messages import Branch
 from latentsync_ray.engine.orders import Order, OrderBook
 from latentsync_ray.engine.retention import Retention
 from latentsync_ray.engine.states import KnownStates
@@ -58,9 +59,16 @@ class Dispatcher:
 
     # Trials
 
-    def ask(self, segment: Segment, trial: str) -> None:
-        """A trial wants a segment; ancestors whose states are gone are ordered with it."""
+    def ask(self, segment: Segment, trial: str, branch: Branch | None = None) -> None:
+        """A trial wants a segment; ancestors whose states are gone are ordered with it.
+
+        Args:
+            segment: Which.
+            trial: Who.
+            branch: Where it may leave stage one, if it is known.
+        """
         self.assignment.thinks_no_more(trial)
+        self.assignment.expect(trial, branch)
         self.book.add(segment, trial)
 
     def give(self, segment: Segment, trial: str) -> list[str]:
@@ -81,6 +89,7 @@ class Dispatcher:
         """
         unneeded = self.retention.end_trial(trial, last)
         self.assignment.thinks_no_more(trial)
+        self.assignment.expect(trial, None)
         self.book.leave(trial)
         return unneeded
 
@@ -100,9 +109,11 @@ class Dispatcher:
 
     # Groups
 
-    def decide(self, now: float, may_begin: bool = True, check_idle: bool = False) -> list[Decision]:
+    def decide(
+        self, now: float, may_begin: bool = True, check_idle: bool = False, near_steps: float = 0.0
+    ) -> list[Decision]:
         """What follows from all that has happened; see `Assignment.decide`."""
-        return self.assignment.decide(now, may_begin, check_idle)
+        return self.assignment.decide(now, may_begin, check_idle, near_steps)
 
     def finish(self, name: str, now: float) -> Order:
         """The group has trained its order and published the state."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.answers import Answers
 from latentsync_ray.engine.background import Background
@@ -22,6 +23,7 @@ from latentsync_ray.engine.groups import nodes_for, run_group
 from latentsync_ray.engine.known import KnownSegments, Result
 from latentsync_ray.engine.messages import (
     Answer,
+    Branch,
     EngineSetup,
     EngineStatus,
     Failed,
@@ -122,7 +124,9 @@ class Engine:
 
     # For trials
 
-    async def run(self, trial: str, process: str, root: str, segment: Segment) -> Answer:
+    async def run(
+        self, trial: str, process: str, root: str, segment: Segment, branch: Branch | None = None
+    ) -> Answer:
         """The answer to a trial that asks for a segment, once it is finished or will not come.
 
         Args:
@@ -130,6 +134,7 @@ class Engine:
             process: Names the process that asks for it.
             root: Key of the lineage's root.
             segment: What it asks for.
+            branch: Where it may leave stage one, if it is known.
         """
         await self._serving.wait()
         self._asked = True
@@ -151,7 +156,7 @@ class Engine:
         if result is None:
             if self.answers.released is not None:
                 return self.answers.released
-            self.dispatcher.ask(self.known.with_shared_config(segment), trial)
+            self.dispatcher.ask(self.known.with_shared_config(segment), trial, branch)
             self._decide()
             outcome = await self.answers.wait(key)
             if not isinstance(outcome, Result):
@@ -175,10 +180,11 @@ class Engine:
             segments: In order.
             branch_workers: World size of what follows them, if it is known; groups for it are started in time.
         """
+        branch = None if branch_workers is None else Branch(segments[-1].end_step, branch_workers)
         for segment in segments:
             if segment.num_workers == branch_workers:  # wider ones leave no room beside them
                 self._start_in_time(segments[-1].end_step - segment.start_step)
-            if not isinstance(await self.run(_PREFETCH, _PREFETCH, root, segment), Finished):
+            if not isinstance(await self.run(_PREFETCH, _PREFETCH, root, segment, branch), Finished):
                 break  # the trials meet it too, and say so
         await self.end_trial(_PREFETCH, _PREFETCH, None)
         self.dispatcher.retention.forget_trial(_PREFETCH)
@@ -292,7 +298,8 @@ class Engine:
 
     def _decide(self, check_idle: bool = False) -> None:
         """Carries out what the dispatcher decides after everything that happens."""
-        for decision in self.dispatcher.decide(self._clock(), self._may_begin(), check_idle):
+        near_steps = self._near_steps() if check_idle else 0.0
+        for decision in self.dispatcher.decide(self._clock(), self._may_begin(), check_idle, near_steps):
             match decision:
                 case TrainOrder(group) | StopGroup(group):
                     self.pool.runs[group].wake()
@@ -300,6 +307,16 @@ class Engine:
                     self._start(decision)
                 case DecideAgain(seconds) if self._decision_due is None:
                     self._decision_due = asyncio.get_running_loop().call_later(seconds, self._decide_again)
+
+    def _near_steps(self) -> float:
+        """Steps of stage one in the time for which a group without work is worth keeping.
+
+        That is as long as it may be idle anyway, and as long as another one would take to start.
+        """
+        startup_seconds, trained = self.pool.startup_seconds, self.totals.by_stage.get(FIRST_STAGE)
+        if startup_seconds is None or trained is None:
+            return 0.0
+        return (self._setup.groups.workers.idle_seconds + startup_seconds) / trained.seconds_per_step
 
     def _may_begin(self) -> bool:
         return not self._closed and self.spending.used_up is None

@@ -11,12 +11,31 @@ from enum import Enum
 from typing import TypedDict
 
 from latentsync_ray.config.plain import Settings
+from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import BudgetConfig, WorkersConfig
 from latentsync_ray.core.record import Speed, StoredState, Timings
 from latentsync_ray.core.segment import Metrics, Segment
+from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.budget import Exceeded
 
-# Answers to a trial that asks for a segment
+# Between trials and the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where a trial may leave stage one, and what it needs then."""
+
+    step: int
+    """global_step before which it does not."""
+    num_workers: int
+    """World size of its stage two."""
+
+    @classmethod
+    def ahead(cls, recipe: TrialRecipe, segment: Segment) -> Branch | None:
+        """The branch ahead of a trial that asks for a segment; None in stage two."""
+        if segment.stage != FIRST_STAGE:
+            return None
+        return cls(recipe.decisions.transition.earliest_step, recipe.num_workers(SECOND_STAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +259,8 @@ class EngineStatus:
     num_starting: int = 0
     num_queued: int = 0
     """Segments that nobody trains yet."""
+    num_steps_stored: int = 0
+    """Of all segments that the search has come across, trained now or found."""
     trained: Mapping[str, StageTotals] = field(default_factory=dict)
     """By stage."""
     worker_seconds: float = 0.0

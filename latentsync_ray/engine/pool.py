@@ -129,6 +129,12 @@ class WorkerPool:
         """Groups whose workers have reported."""
         return [run for run in self.runs.values() if run.joined_at is not None]
 
+    @property
+    def startup_seconds(self) -> float | None:
+        """How long the oldest group took to start; None if none is up."""
+        first = next(iter(self.joined()), None)
+        return None if first is None else first.startup_seconds
+
     def startup_is_due(self, num_steps: int, seconds_per_step: float | None) -> Run | None:
         """A group that took at least as long to start as so many steps take, so that others are started now; or None.
 

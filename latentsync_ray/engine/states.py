@@ -20,6 +20,8 @@ class KnownStates:
         """Finished segments by key."""
         self.kept: set[str] = set()
         """Keys whose states can be restored; roots, which need none, are among them."""
+        self.num_steps = 0
+        """Of all finished segments together."""
         self._keep_first_stage_from = keep_first_stage_from
         self._successors: defaultdict[str, list[str]] = defaultdict(list)
         """Key -> keys of the finished segments that follow it."""
@@ -39,6 +41,7 @@ class KnownStates:
         key = segment.key
         if key not in self.done:
             self._successors[segment.parent].append(key)
+            self.num_steps += segment.num_steps
         elif state_kept and key not in self.kept:
             self._leaps.clear()  # a state that was gone is there again
         self.done[key] = segment

@@ -24,6 +24,7 @@ def status_of(
         num_groups=len(pool.runs),
         num_starting=pool.num_starting(),
         num_queued=len(dispatcher.book.orders) - len(training),
+        num_steps_stored=dispatcher.states.num_steps,
         trained=dict(totals.by_stage),
         worker_seconds=pool.seconds_held(),
         notices=tuple(notices.lines),

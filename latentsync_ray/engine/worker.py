@@ -223,7 +223,7 @@ class _Worker:
         self.store.check_identity(self.store_id)
         weights = weights_sha256(state)
         trained = Trained(segment, metrics, losses, self.start_sha256, weights, self.environment, timings, speed)
-        record = self.store.publish(trained, state, picture.getvalue() or None)
+        record = self.store.publish(trained, state, picture.getvalue() or None, training.validation_terms())
         if self.setup.preemptible:
             self.store.drop_partial(segment.key)  # it is of no use any more
         self.idle_since = time.perf_counter()

@@ -62,6 +62,11 @@ class Batch:
         """Number of samples."""
         return len(self.timesteps)
 
+    def __getitem__(self, chosen: slice) -> Batch:
+        """Some of the samples."""
+        inputs = {name: tensor[chosen] for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.timesteps[chosen], self.noise[chosen])
+
     def pinned(self) -> Batch:
         """A copy in page-locked memory, from which a GPU copies while the processor goes on."""
         inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}

@@ -44,9 +44,23 @@ class Objective:
 
     def terms(self, network: Callable[..., Any], batch: Batch, weights: LossConfig) -> dict[str, Tensor]:
         """The loss terms with a positive weight, and the sync confidence where SyncNet runs; scalars."""
-        networks, terms = self.networks, {}
         with self.autocast():
-            pred_latents, pred_noise = self.predict(network, batch)
+            prediction = self.predict(network, batch)
+        return self._terms_of(*prediction, batch, weights)
+
+    def terms_of_each(
+        self, network: Callable[..., Any], batch: Batch, weights: LossConfig
+    ) -> list[dict[str, Tensor]]:
+        """As `terms`, of each sample by itself; the network sees them all at once."""
+        with self.autocast():
+            latents, noise = self.predict(network, batch)
+        each = (slice(index, index + 1) for index in range(len(batch)))
+        return [self._terms_of(latents[one], noise[one], batch[one], weights) for one in each]
+
+    def _terms_of(
+        self, pred_latents: Tensor, pred_noise: Tensor, batch: Batch, weights: LossConfig
+    ) -> dict[str, Tensor]:
+        networks, terms = self.networks, {}
         if weights.recon > 0:
             terms["recon"] = recon_loss(pred_noise, batch.noise)
         if not weights.of_pixels:

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def mean_over_ranks(values: Mapping[str, Tensor], world_size: int, divide_by: int | None = None) -> dict[str, Tensor]:
-    """Mean over the ranks; or, where `divide_by` is given, their sum divided by it. Scalars, sorted by name."""
+def mean_over_ranks(values: Mapping[str, Tensor], world_size: int) -> dict[str, Tensor]:
+    """Mean over the ranks; scalars, sorted by name."""
     names = sorted(values)
     stacked = torch.stack([values[name].float() for name in names])
     if world_size > 1:
         dist.all_reduce(stacked)
-    stacked = stacked / (divide_by or world_size)
+    stacked = stacked / world_size
     return dict(zip(names, stacked.unbind(), strict=True))
 
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import plain
+from latentsync_ray.core.terms import Terms
 from latentsync_ray.core.training import Notes, StepWork
 from latentsync_ray.latentsync.batches import Batch, BatchPlan, BatchReader, Samples, derived_seed, used_inputs
 from latentsync_ray.latentsync.checkpointing import Checkpointing
@@ -76,6 +77,7 @@ class Stages:
         self.checkpointing = Checkpointing(setup.device, setup.world_size, common)
         self._narrowed: dict[torch.dtype, FrozenNetworks] = {}
         self._unread: StepMetrics | None = None
+        self._terms: Terms | None = None
 
     def rehearse(self, stages: Mapping[str, LatentSyncStage], notes: Notes) -> list[str]:
         """Finds out how stages fit on a GPU, before anything is trained; see `Training.rehearse`."""
@@ -197,7 +199,12 @@ class Stages:
         """Every loss term at fixed timesteps and noise on held-out clips; see `Training.validate`."""
         self._look()
         with self._evaluating():
-            return self.validation.measure(self.unet, self.judging)
+            self._terms = self.validation.measure(self.unet, self.judging)
+        return self._terms.means()
+
+    def validation_terms(self) -> Terms | None:
+        """What the last validation has averaged; see `Training.validation_terms`."""
+        return self._terms
 
     def preview(self) -> Tensor:
         """A picture of what the UNet makes; see `Validation.preview`."""

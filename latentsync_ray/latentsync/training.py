@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from latentsync_ray.config.recipe import Recipe, StageConfig
+from latentsync_ray.core.terms import Terms
 from latentsync_ray.core.training import Inputs, Notes, StepWork, Training, TrainingSetup
 from latentsync_ray.core.trial_recipe import STAGES
 from latentsync_ray.latentsync.config import LatentSyncRecipe, LatentSyncStage
@@ -64,6 +65,10 @@ class LatentSync(Training[LatentSyncRecipe]):
     def validate(self) -> dict[str, float]:
         """Every loss term at fixed timesteps and noise; see `Training.validate`."""
         return self.stages.validate()
+
+    def validation_terms(self) -> Terms | None:
+        """Every loss term of each window and timestep; see `Training.validation_terms`."""
+        return self.stages.validation_terms()
 
     def state(self) -> dict[str, Tensor]:
         """Weights, moments, and the average of the weights; see `Training.state`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentsync_ray.core.terms import Terms
 from latentsync_ray.latentsync.batches import UNET_INPUTS, Batch, Samples, collate, draw
 from latentsync_ray.latentsync.config import LOSS_TERMS, LossConfig, ValidationConfig
 from latentsync_ray.latentsync.objective import Objective, decode_video
-from latentsync_ray.latentsync.readings import mean_over_ranks
 
 _INPUTS = (*UNET_INPUTS, "frames", "mel")
 
@@ -22,32 +23,31 @@ class Validation:
         self.samples = samples.validation_samples(config.num_samples, num_frames, config.seed)
 
     @torch.no_grad()
-    def measure(self, unet: nn.Module, objective: Objective) -> dict[str, float]:
-        """Means over all pairs of a sample and a timestep, equal on all ranks.
+    def measure(self, unet: nn.Module, objective: Objective) -> Terms:
+        """The terms of each pair of a sample and a timestep, equal on all ranks; a metric is their mean.
 
         Args:
             unet: In eval mode.
             objective: A judging one.
         """
         networks, device = objective.networks, objective.device
-        names = [term for term in LOSS_TERMS if networks.can_compute(term)]
-        everything = LossConfig(**{term: float(term in names) for term in LOSS_TERMS})
-        totals: dict[str, Tensor] = {}
-        pairs = [
-            (index, timestep)
-            for index in range(self.rank, len(self.samples), self.world_size)
-            for timestep in self.config.timesteps
-        ]
-        for start in range(0, len(pairs), self.config.batch_size):
-            chunk = pairs[start : start + self.config.batch_size]
-            for term, value in objective.terms(unet, self._batch(chunk, device), everything).items():
-                totals[term] = totals.get(term, torch.zeros((), device=device)) + value * len(chunk)
-        if not totals:  # more ranks than samples
-            measured = names if networks.syncnet is None else [*names, "sync_confidence"]
-            totals = {term: torch.zeros((), device=device) for term in measured}
-        num_pairs = len(self.samples) * len(self.config.timesteps)
-        means = mean_over_ranks(totals, self.world_size, divide_by=num_pairs)
-        return {f"val/{term}": float(value) for term, value in means.items()}
+        losses = [term for term in LOSS_TERMS if networks.can_compute(term)]
+        everything = LossConfig(**{term: float(term in losses) for term in LOSS_TERMS})
+        names = losses if networks.syncnet is None else [*losses, "sync_confidence"]
+        pairs = [(index, timestep) for index in range(len(self.samples)) for timestep in self.config.timesteps]
+        values = torch.zeros(len(names), len(pairs), device=device)
+        own = list(range(self.rank, len(pairs), self.world_size))
+        for start in range(0, len(own), self.config.batch_size):
+            numbers = own[start : start + self.config.batch_size]
+            batch = self._batch([pairs[number] for number in numbers], device)
+            for number, terms in zip(numbers, objective.terms_of_each(unet, batch, everything), strict=True):
+                values[:, number] = torch.stack([terms[name].float() for name in names])
+        if self.world_size > 1:
+            dist.all_reduce(values)  # each pair is one rank's, and zero with the others
+        clips = [self.samples[index].get("name", str(index)) for index, _ in pairs]
+        groups = [clip.rpartition("/")[0] or clip for clip in clips]
+        columns = values.tolist()
+        return Terms(clips, groups, {f"val/{name}": column for name, column in zip(names, columns, strict=True)})
 
     @torch.no_grad()
     def preview(self, unet: nn.Module, objective: Objective) -> Tensor:

@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentsync_ray.config.length import LengthConfig
+from latentsync_ray.config.recipe import FIRST_STAGE
 from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
 from latentsync_ray.engine.decisions import YIELD_SECONDS, DecideAgain, StartGroup, StopGroup, TrainOrder
 from latentsync_ray.engine.dispatcher import Dispatcher
+from latentsync_ray.engine.messages import Branch
 
 THINK_SECONDS = 0.1
 """From a trial's answer to its next question: the way through Ray Tune."""
+_LOOK_SECONDS = 1.0
+"""How often the engine looks for groups without work."""
 
 GoOn = Callable[[int, Segment], bool]
 """Whether a trial goes on after a segment, by number."""
@@ -110,7 +114,9 @@ class Simulation:
         self._unborn = deque(trials)
         self._max_concurrent = max_concurrent
         self._costs, self._go_on = costs, go_on
+        self._near_steps = (costs.idle_seconds + costs.startup_seconds) / costs.step_seconds[FIRST_STAGE]
         self._walks: dict[int, Iterator[Segment]] = {}
+        self._recipes = {trial.number: trial.recipe for trial in trials}
         self._waiting: defaultdict[str, list[int]] = defaultdict(list)
         self._free_gpus = num_gpus
         self._unplaced: list[str] = []
@@ -151,7 +157,7 @@ class Simulation:
         elif segment.key in self._dispatcher.states.done:
             self._answer(trial, segment)
         else:
-            self._dispatcher.ask(segment, str(trial))
+            self._dispatcher.ask(segment, str(trial), Branch.ahead(self._recipes[trial], segment))
             self._waiting[segment.key].append(trial)
             self._dispatch()
 
@@ -176,7 +182,8 @@ class Simulation:
 
     def _dispatch(self, check_idle: bool = False) -> None:
         """Carries out what the dispatcher decides, as the engine does; then groups that wait for GPUs get them."""
-        for decision in self._dispatcher.decide(self._now, check_idle=check_idle or self._mixed):
+        check_idle = check_idle or self._mixed
+        for decision in self._dispatcher.decide(self._now, True, check_idle, self._near_steps):
             match decision:
                 case TrainOrder(group, order):
                     self._after(self._costs.seconds(order.segment), self._finish, group)
@@ -226,6 +233,8 @@ class Simulation:
         group = self._groups.get(name)
         if group is not None and group.order is None and group.free_since == since:
             self._dispatch(check_idle=True)
+            if name in self._placed_at:  # a branch is about to open
+                self._after(_LOOK_SECONDS, self._stop_if_idle, name, since)
 
     def _give_back(self, name: str) -> None:
         num_workers = self._groups[name].num_workers

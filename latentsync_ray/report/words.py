@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from latentsync_ray.report.trials import TrialResult
 
+_SMALL, _LARGE = 0.01, 1e4
+"""Numbers below or from here on are written with an exponent."""
 
-def value_text(value: object) -> str:
-    """A value as people write it, four digits of a number at most; a dash for none."""
+
+def value_text(value: object, digits: int = 4) -> str:
+    """A value as people write it, such as 2e-4: so many digits of a number at most; a dash for none."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
+        return ", ".join(value_text(item, digits) for item in value)
     if isinstance(value, float):
-        return f"{value:.4g}".replace("e-0", "e-")
+        if value and (abs(value) < _SMALL or abs(value) >= _LARGE) and math.isfinite(value):
+            mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+            return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        return f"{value:.{digits}g}"
     return "-" if value is None else str(value)
 
 

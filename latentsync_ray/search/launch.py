@@ -18,12 +18,18 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.engine.groups import remove_what_is_left
 from latentsync_ray.engine.messages import EngineSetup, GroupSetup
 from latentsync_ray.engine.start import StartedEngine, start_engine
+from latentsync_ray.search.display import Display
 from latentsync_ray.store import RAY_FOLDER, Store
 from latentsync_ray.store.patience import Patience
 
 
-def launch(search: SearchConfig, recipe: Recipe) -> tuple[int, str]:
+def launch(search: SearchConfig, recipe: Recipe, display: Display) -> tuple[int, str]:
     """Runs a search, or goes on with it, on the cluster that there is or on this machine.
+
+    Args:
+        search: What is searched, and how.
+        recipe: The recipe that trials vary.
+        display: Where it is shown.
 
     Returns:
         What `search.run_search` returns: the exit status, and the folder or URI of the results.
@@ -39,16 +45,19 @@ def launch(search: SearchConfig, recipe: Recipe) -> tuple[int, str]:
     with cluster() as dashboard:
         for line in check_resources(search, recipe):
             print(f"warning: {line}", flush=True)
-        with _engine(search, recipe, store, stays or outlives_this_process()) as engine:
+        with _engine(search, recipe, store, stays or outlives_this_process(), display) as engine:
+            display.phase("loading networks")
             from latentsync_ray.search.run import (
                 run_search,  # torch and diffusers load beside the engine's first workers
             )
 
-            return run_search(search, recipe, store, engine, dashboard, started)
+            return run_search(search, recipe, store, engine, display, dashboard, started)
 
 
 @contextlib.contextmanager
-def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: bool) -> Iterator[StartedEngine]:
+def _engine(
+    search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: bool, display: Display
+) -> Iterator[StartedEngine]:
     """An engine, and a place for Ray's own files; neither is left behind.
 
     Args:
@@ -56,6 +65,7 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
         recipe: The recipe that trials vary.
         store: At `search.storage`.
         cluster_stays: Whether the cluster is still there afterwards.
+        display: Removes that place where a second interrupt leaves no time for more.
     """
     name, preemptible = f"latentsync_ray-{uuid.uuid4().hex}", nodes_come_and_go()
     with contextlib.ExitStack() as leaving:
@@ -65,6 +75,7 @@ def _engine(search: SearchConfig, recipe: Recipe, store: Store, cluster_stays: b
         else:
             folder = tempfile.TemporaryDirectory(prefix="latentsync_ray-", ignore_cleanup_errors=True)
             results = leaving.enter_context(folder)
+            display.at_once = folder.cleanup
         groups = GroupSetup(
             name, search.workers, recipe.training, store.uri, store.patience.seconds, results, preemptible
         )

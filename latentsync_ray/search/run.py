@@ -32,6 +32,7 @@ from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
+from latentsync_ray.search.display import Display
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
@@ -50,7 +51,13 @@ UNFINISHED = 3
 
 
 def run_search(
-    search: SearchConfig, recipe: Recipe, store: Store, engine: StartedEngine, dashboard: str, started: float
+    search: SearchConfig,
+    recipe: Recipe,
+    store: Store,
+    engine: StartedEngine,
+    display: Display,
+    dashboard: str,
+    started: float,
 ) -> tuple[int, str]:
     """Runs a search, or goes on with it, on the cluster that this process is connected to, and writes its results.
 
@@ -59,6 +66,7 @@ def run_search(
         recipe: The recipe that trials vary.
         store: At `search.storage`.
         engine: Not serving yet; whoever has started it also ends it.
+        display: Where the search is shown.
         dashboard: Address of the cluster's dashboard, for the user.
         started: `time.monotonic()` when the command began, for its wall clock.
 
@@ -84,6 +92,7 @@ def run_search(
     recipe = _lengthened(recipe, search.trials.extend)
     finished = read_finished(store, folder)
     if finished is not None and not _to_lengthen(search, recipe, finished):
+        display.stop()
         print("this search is finished: nothing to train", flush=True)
         clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
         summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
@@ -107,7 +116,9 @@ def run_search(
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
         inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
-        exit_status = _train(search, recipe, store, folder, engine, inputs_of_workers, setup, inputs.figures, started)
+        exit_status = _train(
+            search, recipe, store, folder, engine, display, inputs_of_workers, setup, inputs.figures, started
+        )
     return exit_status, store.uri_of(folder)
 
 
@@ -117,6 +128,7 @@ def _train(
     store: Store,
     folder: str,
     engine: StartedEngine,
+    display: Display,
     workers: WorkerSetup,
     setup: TrialSetup,
     figures: Mapping[str, float],
@@ -126,6 +138,7 @@ def _train(
     journal = Journal(store, f"{folder}/decisions")
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
+    display.phase("starting workers")
     serving = engine.actor.serve.remote(folder, workers)
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
@@ -136,7 +149,7 @@ def _train(
         progress, log = Progress(), TensorBoardLog(store, folder)
         num_noticed = len(journal.notices)
         try:
-            with LiveView(engine.actor, progress, search, recipe), _few_starts_at_once(search):
+            with LiveView(engine.actor, progress, search, recipe, display), _few_starts_at_once(search):
                 _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
         finally:
             log.close()
@@ -148,6 +161,7 @@ def _train(
         print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
         ray.get(engine.actor.begin_again.remote())
+    display.stop()
     trials = list(progress.trials.values())
     if ending.stopped_by is not None:
         trials = with_unfinished(search, trials)

@@ -21,7 +21,7 @@ from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished
+from latentsync_ray.engine.messages import Answer, Branch, Failed, Finished
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.pointer import POINTER_FILE, Pointer
 from latentsync_ray.search.reported import Reported, TuneResult
@@ -122,7 +122,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """The engine's answer, which it may have given ahead."""
         if segment.key in self.ahead:
             return Finished(self.ahead[segment.key], cached=True, ahead={})
-        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment))
+        branch = Branch.ahead(self.course.recipe, segment)
+        answer: Answer = ray.get(self.engine.run.remote(*self.asker, self.course.root, segment, branch))
         self.ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 

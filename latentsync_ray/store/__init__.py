@@ -4,6 +4,7 @@
 
     <root>/segments/<key>/record.json          metrics, lineage, timings, checksums; kept for ever
     <root>/segments/<key>/state.safetensors    model, optimizer moments, step; may be dropped
+    <root>/segments/<key>/terms.json           validation terms of each sample, if the training tells them
     <root>/segments/<key>/preview.png          what the model makes of a validation sample, if the training shows it
     <root>/segments/<key>/executions/*.json    one small file for each time that a worker began to train it
     <root>/segments/<key>/partial.*            how far a worker came that had to leave its node, and the state there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from latentsync_ray.config.plain import settings
 from latentsync_ray.core.atomic import new_file
 from latentsync_ray.core.hashing import file_sha256
 from latentsync_ray.core.record import Partial, Record, StoredState, Trained
+from latentsync_ray.core.terms import Terms
 from latentsync_ray.store.errors import DamagedEntryError, StorageError
 from latentsync_ray.store.files import Files
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 IDENTITY_FILE = "store.json"
 """At the store's root: what tells it from others."""
 RECORD_FILE, STATE_FILE, PREVIEW_FILE = "record.json", "state.safetensors", "preview.png"
+TERMS_FILE = "terms.json"
+"""The validation terms of each sample, so that records stay small."""
 PARTIAL_FILES = "partial.json", "partial.safetensors"
 """What a worker keeps that had to leave: how far it came, and the state there."""
 _FORMAT = 2
@@ -90,8 +94,14 @@ class Store(Files):
         except (LookupError, TypeError) as error:
             raise DamagedEntryError(f"{self.root}/{name}: is no record ({error})") from None
 
-    def publish(self, trained: Trained, state: Mapping[str, torch.Tensor], preview: bytes | None = None) -> Record:
-        """Writes a segment's preview (a PNG) and state, then its record, which is returned.
+    def publish(
+        self,
+        trained: Trained,
+        state: Mapping[str, torch.Tensor],
+        preview: bytes | None = None,
+        terms: Terms | None = None,
+    ) -> Record:
+        """Writes a segment's preview (a PNG), validation terms and state, then its record, which is returned.
 
         Raises:
             StorageError: There is no room, or the place is gone; then nothing has changed.
@@ -101,12 +111,25 @@ class Store(Files):
         if preview is not None:
             self.write_bytes(f"segments/{key}/{PREVIEW_FILE}", preview)
             preview_sha256 = hashlib.sha256(preview).hexdigest()
+        terms_sha256 = None
+        if terms is not None:
+            content = json.dumps(terms.to_json()).encode()
+            self.write_bytes(f"segments/{key}/{TERMS_FILE}", content)
+            terms_sha256 = hashlib.sha256(content).hexdigest()
         known = {field.name: getattr(trained, field.name) for field in fields(Trained)}
-        record = Record(
-            **known, state=self._write_state(f"segments/{key}/{STATE_FILE}", state), preview_sha256=preview_sha256
-        )
+        stored = self._write_state(f"segments/{key}/{STATE_FILE}", state)
+        record = Record(**known, state=stored, preview_sha256=preview_sha256, terms_sha256=terms_sha256)
         self._write_record(record)
         return record
+
+    def read_terms(self, record: Record) -> Terms | None:
+        """The validation terms of each sample at a segment's end, or None if its training does not tell them.
+
+        Raises:
+            DamagedEntryError: The file is gone or is not what was written.
+        """
+        content = self._read_beside(record, TERMS_FILE, record.terms_sha256)
+        return None if content is None else Terms.from_json(json.loads(content))
 
     def read_preview(self, record: Record) -> bytes | None:
         """The picture of a segment, a PNG, or None if its training shows none.
@@ -114,13 +137,16 @@ class Store(Files):
         Raises:
             DamagedEntryError: The file is gone or is not what was written.
         """
-        if record.preview_sha256 is None:
+        return self._read_beside(record, PREVIEW_FILE, record.preview_sha256)
+
+    def _read_beside(self, record: Record, file: str, sha256: str | None) -> bytes | None:
+        if sha256 is None:
             return None
-        name = f"segments/{record.key}/{PREVIEW_FILE}"
+        name = f"segments/{record.key}/{file}"
         content = self.read_bytes(name)
         if content is None:
             raise DamagedEntryError(f"{self.root}/{name}: is gone")
-        if hashlib.sha256(content).hexdigest() != record.preview_sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             raise DamagedEntryError(f"{self.root}/{name}: does not match its checksum")
         return content
 

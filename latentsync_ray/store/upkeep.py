@@ -16,7 +16,7 @@ from latentsync_ray.core.atomic import TEMPORARY
 from latentsync_ray.core.record import Record
 from latentsync_ray.store import RAY_FOLDER, DamagedEntryError, Store
 from latentsync_ray.store.searches import Phase, Searches
-from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE
+from latentsync_ray.store.segments import PARTIAL_FILES, PREVIEW_FILE, RECORD_FILE, STATE_FILE, TERMS_FILE
 
 
 def whole_records(store: Store) -> dict[str, Record]:
@@ -63,6 +63,7 @@ def damages(store: Store) -> Iterator[str]:
                 yield from _damage(store.read_json, name)
     for record in whole_records(store).values():
         yield from _damage(store.read_preview, record)
+        yield from _damage(store.read_terms, record)
         if record.state.kept:
             yield from _damage(_check_state, store, record)
 
@@ -129,7 +130,7 @@ def leftovers(store: Store, records: dict[str, Record]) -> dict[str, int]:
         damaged = key not in records and f"segments/{key}/record.json" in files  # nobody knows what it promises
         promised = key in records and records[key].state.kept
         outlived = file in PARTIAL_FILES and key in records
-        unknown = file not in (RECORD_FILE, STATE_FILE, PREVIEW_FILE, *PARTIAL_FILES) and not (
+        unknown = file not in (RECORD_FILE, STATE_FILE, PREVIEW_FILE, TERMS_FILE, *PARTIAL_FILES) and not (
             file.startswith("executions/") and file.endswith(".json")
         )
         if unknown or outlived or (file == STATE_FILE and not promised and not damaged):

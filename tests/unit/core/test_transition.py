@@ -2,6 +2,7 @@
 
 import copy
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -176,3 +177,21 @@ def test_divergence_is_told_from_the_best_with_its_step_and_term() -> None:
         "at step 80 val/objective is 11, at step 40 it was 1.1; most of it is val/lpips, 98 where it was 1"
     )
     assert divergence(10.1, weights, history) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "earliest"),
+    [
+        ({"at_step": 60}, 60),
+        ({}, 200),
+        ({"plateau": PlateauConfig()}, 40),
+        ({"at_step": 60, "below": BelowConfig()}, 40),
+        ({"at_step": 60, "below": BelowConfig(), "combine": "all"}, 60),
+        ({"at_step": 0, "min_step": 0}, 0),
+    ],
+)
+def test_before_the_earliest_step_no_metrics_end_stage_one(policy: dict[str, Any], earliest: int) -> None:
+    config = TransitionConfig(**{"max_step": 200, "min_step": 40, **policy})
+    assert config.earliest_step == earliest
+    best_case = [Observation(step, {"val/recon": -1.0}) for step in range(EVERY, earliest, EVERY)]
+    assert not any(should_transition(config, best_case[:end]) for end in range(1, len(best_case) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from dispatching import dispatcher, lineage, start, train
 
 from latentsync_ray.engine.assignment import Phase
@@ -13,6 +14,8 @@ from latentsync_ray.engine.decisions import (
     StopGroup,
     TrainOrder,
 )
+from latentsync_ray.engine.dispatcher import Dispatcher
+from latentsync_ray.engine.messages import Branch
 
 
 def test_the_segment_with_most_waiters_comes_first_then_the_oldest() -> None:
@@ -181,6 +184,49 @@ def test_groups_stop_when_idle_and_sooner_if_only_work_of_other_sizes_waits() ->
     third = made.decide(50.0 + YIELD_SECONDS / 2, check_idle=True)
     assert third == [StartGroup("group-3", 2), DecideAgain(LINGER_SECONDS)]
     assert StopGroup(second) in made.decide(50.0 + YIELD_SECONDS, check_idle=True)
+
+
+def trunk_and_idle_groups(steps: dict[str, int], num_idle: int, num_workers: int = 1) -> Dispatcher:
+    """A group trains step 1 of stage one for trials that leave it at some steps; others are free since 0."""
+    made = dispatcher(max_groups=9, num_groups=1, idle=60.0)
+    for trial, step in steps.items():
+        made.ask(lineage(1)[0], trial, Branch(step, num_workers))
+    assert made.assignment.assign("group-1", 0.0) is not None
+    for _ in range(num_idle):
+        start(made, num_workers, now=0.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("steps", "near_steps", "num_stopped"),
+    [
+        ({"t0": 4, "t1": 4, "t2": 9}, 4, 1),  # two leave at 4, and the trunk keeps its own group
+        ({"t0": 4, "t1": 4}, 4, 2),  # one of them can have the trunk's
+        ({"t0": 4, "t1": 4, "t2": 9}, 3, 3),  # that is too far away
+        ({"t0": 4, "t1": 4, "t2": 9}, 9, 1),  # all three leave, and one has the trunk's
+        ({"t0": 1, "t1": 9}, 1, 2),  # at the end of what is trained now
+        ({"t0": 0, "t1": 9}, 1, 2),  # a policy that may have spoken before can speak then
+        ({"t0": 1}, 9, 3),  # a training by itself
+    ],
+)
+def test_idle_groups_stay_for_a_branch_that_opens_soon(
+    steps: dict[str, int], near_steps: float, num_stopped: int
+) -> None:
+    made = trunk_and_idle_groups(steps, num_idle=3)
+    assert len(made.decide(60.0, check_idle=True, near_steps=near_steps)) == num_stopped
+    assert len(trunk_and_idle_groups(steps, 3).decide(60.0, check_idle=True)) == 3  # nothing is near
+
+
+def test_idle_groups_of_another_size_or_for_trials_that_are_gone_do_not_stay() -> None:
+    steps = {"t0": 4, "t1": 4, "t2": 9}
+    made = trunk_and_idle_groups(steps, num_idle=2, num_workers=2)
+    assert made.decide(60.0, check_idle=True, near_steps=4) == []
+    start(made, 1, now=0.0)
+    assert made.decide(60.0, check_idle=True, near_steps=4) == [StopGroup("group-4")]
+    made.end_trial("t0")
+    assert made.decide(60.0, check_idle=True, near_steps=4) == [StopGroup("group-3")]
+    made.end_trial("t1")
+    assert made.decide(60.0, may_begin=False, check_idle=True, near_steps=4) == [StopGroup("group-2")]
 
 
 def test_once_nothing_may_begin_free_groups_stop() -> None:

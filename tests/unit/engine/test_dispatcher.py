@@ -53,8 +53,10 @@ class CheckedAssignment(Assignment):
         assert assigned is not None or best is None or lingering
         return assigned
 
-    def decide(self, now: float, may_begin: bool = True, check_idle: bool = False) -> list[Decision]:
-        decisions = super().decide(now, may_begin, check_idle)
+    def decide(
+        self, now: float, may_begin: bool = True, check_idle: bool = False, near_steps: float = 0.0
+    ) -> list[Decision]:
+        decisions = super().decide(now, may_begin, check_idle, near_steps)
         started = [decision for decision in decisions if isinstance(decision, StartGroup)]
         assert list(self.made.book.in_sequence()) == self.waiting()
         before = [g for g in self.groups.values() if g.name not in {group.group for group in started}]

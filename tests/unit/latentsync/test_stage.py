@@ -416,3 +416,15 @@ def test_the_preview_shows_masked_input_generated_and_ground_truth(recipe: Laten
     assert torch.equal(masked[kept], truth[kept]) and (masked[~kept] == 128).all()
     assert not torch.equal(generated, truth)
     assert training.validate() == before
+
+
+def test_a_metric_is_the_mean_of_each_window_and_timestep(recipe: LatentSyncRecipe) -> None:
+    training = new_training(replace(recipe, validation=replace(recipe.validation, timesteps=(300, 700))))
+    training.build("first_stage", recipe.first_stage, None, "")
+    assert training.validation_terms() is None
+    metrics = training.validate()
+    terms = training.validation_terms()
+    assert terms is not None and terms.means() == metrics
+    assert len(terms.clips) == 2 * recipe.validation.num_samples == len(terms.values["val/recon"])
+    assert set(terms.groups) == {clip.split("/")[0] for clip in terms.clips}
+    assert len(set(terms.values["val/sync"])) > 1

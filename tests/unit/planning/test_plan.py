@@ -80,6 +80,19 @@ def test_two_trials_that_share_a_trunk_on_one_gpu() -> None:
     assert simulated.unshared.makespan_seconds == pytest.approx(5 + 20 + 20 + 20 + 20 + 0.1 + 20 + 0.1)
 
 
+@pytest.mark.parametrize(("threshold", "is_kept"), [(80, True), (100, False)])
+def test_a_group_that_a_branch_needs_soon_is_not_given_back(threshold: int, is_kept: bool) -> None:
+    search, recipe = new_search({AT_STEP: {"grid": [20, threshold]}, LR: {"grid": [1e-5, 2e-5]}}), new_recipe()
+    shared = simulate(search, recipe, plan_trials(search, recipe), 2, COSTS).shared
+    # The first group has trained the first two branches after 65.1 s and would be given back 20 s later. The trunk,
+    # which another one took up after 30.1 s, is then in its segment from 60 to 80. A group is worth keeping for 25 s.
+    trunk = 30.1 + threshold - 20 + 0.1 * (threshold - 20) / 20
+    first = trunk + 20.1 if is_kept else 85.1
+    another = 0 if is_kept else 5 + 20.1
+    assert shared.makespan_seconds == pytest.approx(trunk + 20.1 + (0 if is_kept else 5))
+    assert shared.gpu_seconds == pytest.approx(first + shared.makespan_seconds - 25.1 + another)
+
+
 def test_a_wide_trunk_makes_room_for_narrow_branches() -> None:
     search, recipe = new_search({LR: {"grid": [1e-5, 2e-5]}}), new_recipe((2, 1))
     costs = replace(COSTS, idle_seconds=3600)
