@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +55,22 @@ def test_a_command_can_be_typed(command: documented.Command, monkeypatch: pytest
     for word in arguments:
         if word.startswith(("configs/", "search_spaces/")):
             assert (ROOT / word).exists(), word
+
+
+def test_an_option_in_the_text_is_one_of_a_command() -> None:
+    known = {option for command in COMMANDS for option in options_of(parser_of(command))}
+    for page in PAGES:
+        for text in inline(page):
+            if text.startswith("--"):
+                assert text.split()[0].rstrip(":") in known, text
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
 
 
 def test_every_other_command_is_a_make_target_or_is_listed() -> None:
