@@ -63,6 +63,7 @@ def search_of_one(
         "name": f"train-{folder.name}",
         "trial_scheduler": {"name": "fifo"},
         "workers": {"max_groups": 1},
+        "baselines": False,
     }
     return _search(content, folder, given)
 

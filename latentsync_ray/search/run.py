@@ -15,6 +15,7 @@ from ray import tune
 from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
+from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.plain import Settings, settings, without
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
@@ -32,6 +33,7 @@ from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
+from latentsync_ray.search.beside import Asked, TrialsBeside, baselines, confirmations, num_beside
 from latentsync_ray.search.display import Display
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
@@ -40,7 +42,8 @@ from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
-from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
+from latentsync_ray.search.trial import Trial, trial_name
+from latentsync_ray.search.walk import TrialSetup
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
 from latentsync_ray.store.runner import sole_runner
@@ -91,7 +94,8 @@ def run_search(
     folder = search_folder(search, recipe, fingerprints)
     recipe = _lengthened(recipe, search.trials.extend)
     finished = read_finished(store, folder)
-    if finished is not None and not _to_lengthen(search, recipe, finished):
+    compared = baselines(search, recipe, load_recipe(search.recipe))
+    if finished is not None and not _goes_on(search, recipe, finished, compared):
         display.stop()
         print("this search is finished: nothing to train", flush=True)
         clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
@@ -116,15 +120,15 @@ def run_search(
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
         inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
-        exit_status = _train(
-            search, recipe, store, folder, engine, display, inputs_of_workers, setup, inputs.figures, started
-        )
+        place, asked = (store, folder, engine, display), (search, recipe, compared)
+        exit_status = _train(*asked, *place, inputs_of_workers, setup, inputs.figures, started)
     return exit_status, store.uri_of(folder)
 
 
 def _train(
     search: SearchConfig,
     recipe: Recipe,
+    compared: Sequence[Asked],
     store: Store,
     folder: str,
     engine: StartedEngine,
@@ -139,12 +143,15 @@ def _train(
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
     display.phase("starting workers")
-    serving = engine.actor.serve.remote(folder, workers)
+    serving = engine.actor.serve.remote(folder, workers, search.num_trials + num_beside(search, compared))
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
     write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
+    beside: dict[int, TrialResult] = {}
+    others = TrialsBeside(setup, engine.actor, lambda trial: beside.update({trial.number: trial}))
+    others.start(compared, search.num_trials)
     while True:
         progress, log = Progress(), TensorBoardLog(store, folder)
         num_noticed = len(journal.notices)
@@ -161,10 +168,17 @@ def _train(
         print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
         journal = Journal(store, f"{folder}/decisions")
         ray.get(engine.actor.begin_again.remote())
+    with LiveView(engine.actor, progress, search, recipe, display):
+        others.wait(ending.stop_all)
+        if ending.stopped_by is None:
+            again = confirmations(search, recipe, progress.trials.values(), compared)
+            others.start(again, search.num_trials + len(compared))
+            others.wait(ending.stop_all)
     display.stop()
     trials = list(progress.trials.values())
     if ending.stopped_by is not None:
         trials = with_unfinished(search, trials)
+    trials += beside.values()
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     seconds = time.monotonic() - started
@@ -192,7 +206,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     """
     placed = (
         *("name", "recipe", "storage", "storage_retry_minutes"),
-        *("workers", "max_concurrent_trials", "budget", "trials"),
+        *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
     identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
@@ -212,8 +226,11 @@ def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
     return dataclasses.replace(recipe, length=dataclasses.replace(length, cost=cost))
 
 
-def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult]) -> bool:
-    """Whether `trials.extend` asks for more than finished trials have."""
+def _goes_on(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult], compared: Sequence[Asked]) -> bool:
+    """Whether more is asked for than a finished search has: longer trials, or trials beside its own."""
+    beside = [*compared, *confirmations(search, recipe, trials, compared)]
+    if not all(asked.is_in(trials) for asked in beside):
+        return True
     ends, finished = Ends(recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
     return search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)
 
