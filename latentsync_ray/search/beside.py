@@ -11,7 +11,7 @@ import ray
 
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.baselines import Role
+from latentsync_ray.core.baselines import Asked, Role
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.report.trials import TrialResult, TrialStatus, best_first
 from latentsync_ray.search.reported import Reported, with_report
