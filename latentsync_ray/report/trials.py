@@ -41,6 +41,10 @@ class Role(StrEnum):
     """It trains one of the best trials again under other draws."""
 
 
+BASELINES = (Role.NEVER, Role.FIRST, Role.SHIPPED)
+"""The roles of trials that others are compared with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Boundary:
     """What a trial has reported at a report boundary: a point of its curves."""

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from latentsync_ray.cli import command_line
 from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
@@ -28,8 +29,11 @@ from latentsync_ray.engine.budget import exceeded
 from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
+from latentsync_ray.planning.stored import foretell
+from latentsync_ray.report.origin import write_origin
+from latentsync_ray.report.pairs import stored_terms
 from latentsync_ray.report.remaining import Ends
-from latentsync_ray.report.report import report_lines, write_report
+from latentsync_ray.report.report import PAGE_FILE, report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
@@ -39,6 +43,7 @@ from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
 from latentsync_ray.search.progress import Progress
+from latentsync_ray.search.report_writer import ReportWriter
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
@@ -46,9 +51,11 @@ from latentsync_ray.search.trial import Trial, trial_name
 from latentsync_ray.search.walk import TrialSetup
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
+from latentsync_ray.store.patience import Patience
 from latentsync_ray.store.runner import sole_runner
 from latentsync_ray.store.searches import GIVEN_UP_FILE
 
+_STATUS_SECONDS = 2.0
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
 
@@ -81,7 +88,7 @@ def run_search(
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    training = load_training(recipe.training)
+    given, training = recipe, load_training(recipe.training)
     inputs = training.prepare(recipe, store)
     recipe, fingerprints = inputs.recipe, {**inputs.fingerprints, **code_fingerprint(training)}
     for warning in inputs.warnings:
@@ -92,6 +99,7 @@ def run_search(
     if lineage:
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
+    write_origin(store, folder, search, given, command_line())
     recipe = _lengthened(recipe, search.trials.extend)
     finished = read_finished(store, folder)
     compared = baselines(search, recipe, load_recipe(search.recipe))
@@ -99,7 +107,10 @@ def run_search(
         display.stop()
         print("this search is finished: nothing to train", flush=True)
         clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
-        summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
+        status, place = EngineStatus(), store.uri_of(folder)
+        summary = summarise(
+            search, recipe, finished, status, clonings, inputs.figures, seconds, stored_terms(store), place
+        )
         return _report(store, folder, recipe, summary), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
@@ -117,6 +128,7 @@ def run_search(
     )
     with sole_runner(store, folder):
         print(f"dashboard: {dashboard}", flush=True)
+        print(f"report: {store.uri_of(f'{folder}/{PAGE_FILE}')}", flush=True)
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
         inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
@@ -146,6 +158,7 @@ def _train(
     serving = engine.actor.serve.remote(folder, workers, search.num_trials + num_beside(search, compared))
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
+    plan = None if setup.lineage else foretell(store, search, recipe, setup.root_key)
     write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
@@ -154,9 +167,11 @@ def _train(
     others.start(compared, search.num_trials)
     while True:
         progress, log = Progress(), TensorBoardLog(store, folder)
+        so_far = _SoFar(engine.actor, progress, search, recipe, figures, started)
+        pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
         num_noticed = len(journal.notices)
         try:
-            with LiveView(engine.actor, progress, search, recipe, display), _few_starts_at_once(search):
+            with LiveView(engine.actor, progress, search, recipe, display), pages, _few_starts_at_once(search):
                 _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
         finally:
             log.close()
@@ -182,11 +197,37 @@ def _train(
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
     seconds = time.monotonic() - started
-    summary = summarise(search, recipe, trials, status, journal.clonings(), figures, seconds)
+    clonings, place = journal.clonings(), store.uri_of(folder)
+    terms_of = stored_terms(store)
+    summary = summarise(search, recipe, trials, status, clonings, figures, seconds, terms_of, place, plan)
     exit_status = _report(store, folder, recipe, summary)
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
     return exit_status
+
+
+class _SoFar:
+    """What a search has come to while it runs, as the engine and the trials show it."""
+
+    def __init__(
+        self,
+        engine: Any,
+        progress: Progress,
+        search: SearchConfig,
+        recipe: Recipe,
+        figures: Mapping[str, float],
+        started: float,
+    ):
+        self._engine, self._progress, self._search, self._recipe = engine, progress, search, recipe
+        self._figures, self._started = figures, started
+        self._status = EngineStatus()
+
+    def summary(self) -> Summary:
+        """A summary; of the engine the last one known, if it is being restarted or has ended."""
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            self._status = ray.get(self._engine.status.remote(), timeout=_STATUS_SECONDS)
+        trials, seconds = list(self._progress.trials.values()), time.monotonic() - self._started
+        return summarise(self._search, self._recipe, trials, self._status, [], self._figures, seconds)
 
 
 def _report(store: Store, folder: str, recipe: Recipe, summary: Summary) -> int:
@@ -205,7 +246,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     It names what decides the results; where they are kept and on how many workers is left out.
     """
     placed = (
-        *("name", "recipe", "storage", "storage_retry_minutes"),
+        *("name", "recipe", "given", "storage", "storage_retry_minutes"),
         *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
@@ -248,7 +289,7 @@ def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSet
     searched = any("transition.at_step.".startswith(f"{name}.") for name in names)
     if certain == 0 and (searched or recipe.transition.at_step == 0):
         return  # a trial may leave stage one out
-    root = setup.recipe.root_key(setup.fingerprints, setup.extra)
+    root = setup.root_key(setup.recipe)
     segments = first_stage_segments(setup.recipe, root, max(certain, 1))
     known = "second_stage.num_workers" not in names and not nodes_come_and_go()
     branch_workers = recipe.second_stage.num_workers if known else None

@@ -40,6 +40,10 @@ class TrialSetup:
     leave_after: bool = False
     """Whether stage two follows them, whatever the transition policy says."""
 
+    def root_key(self, recipe: TrialRecipe) -> str:
+        """Key of the state before the first step of a trial that shares."""
+        return recipe.root_key(self.fingerprints, self.extra)
+
 
 class Walk:
     """One trial under its own values, from its beginning.
