@@ -19,7 +19,23 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.trials: dict[int, TrialResult] = {}
         """The search's own."""
+        self.beside: dict[int, TrialResult] = {}
+        """Baselines and confirming ones."""
         self._reached: dict[str, Boundary] = {}
+
+    @property
+    def all(self) -> list[TrialResult]:
+        """All trials, the search's own first."""
+        return [*self.trials.values(), *self.beside.values()]
+
+    def keep_beside(self, trial: TrialResult) -> None:
+        """Keeps what is known of a trial that is not the search's own."""
+        self.beside[trial.number] = trial
+
+    def begin_again(self) -> None:
+        """The search's own trials go through what they went through."""
+        self.trials.clear()
+        self._reached.clear()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins; or begins again after a pause, as a clone, or because its process was lost."""
