@@ -46,6 +46,22 @@ def load_search(
     return dataclasses.replace(search, given=(str(file), *map(str, given))), read
 
 
+def search_from_plain(values: Settings, where: str) -> SearchConfig:
+    """The search whose plain form this is.
+
+    Args:
+        values: What `settings` has made of it.
+        where: What to call the place where they come from in an error.
+
+    Raises:
+        UserError: They are something else.
+    """
+    file = Path(where)
+    rest = {name: value for name, value in values.items() if name != "param_space"}
+    space = _param_space(values.get("param_space"), file)
+    return checked(SearchConfig, merged(SearchConfig, rest, {"": file}), {"": file}, param_space=space)
+
+
 def search_of_one(
     recipe_folder: str | Path, arguments: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[SearchConfig, Recipe]:
@@ -65,6 +81,7 @@ def search_of_one(
         "name": f"train-{folder.name}",
         "trial_scheduler": {"name": "fifo"},
         "workers": {"max_groups": 1},
+        "baselines": False,
     }
     return _search(content, folder, given)
 

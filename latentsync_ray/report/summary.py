@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from latentsync_ray.config.plain import Parameters, Settings, settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.forecast import Forecast
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.answer import Answer
@@ -73,6 +74,10 @@ class Summary:
     """What the user should know, a line each."""
     answer: Answer | None = None
     """What the search has found; None as long as no trial has run to its end."""
+    startup_seconds: float | None = None
+    """Of the first worker group of this call; None if there was none."""
+    plan: Forecast | None = None
+    """What this call was expected to take; None if nothing was planned."""
 
     @property
     def num_by_status(self) -> dict[TrialStatus, int]:
@@ -108,6 +113,8 @@ class Summary:
             "train_seconds": self.train_seconds,
             "validate_seconds": self.validate_seconds,
             "wall_seconds": self.wall_seconds,
+            "startup_seconds": self.startup_seconds,
+            "plan": None if self.plan is None else settings(self.plan),
             "exploits": [settings(cloning) for cloning in self.clonings],
             "inputs": dict(self.inputs),
             "notices": list(self.notices),
@@ -124,6 +131,7 @@ def summarise(
     wall_seconds: float,
     terms_of: TermsOf,
     folder: str,
+    plan: Forecast | None = None,
 ) -> Summary:
     """Counts up what a search has come to.
 
@@ -137,6 +145,7 @@ def summarise(
         wall_seconds: Duration of this call.
         terms_of: The stored validation terms at the end of a segment, by its key.
         folder: Folder or URI of the results.
+        plan: What this call was expected to take.
     """
     ordered = tuple(sorted(trials, key=lambda trial: trial.number))
     answer = conclude(search, recipe, ordered, terms_of, folder)
@@ -155,6 +164,8 @@ def summarise(
         train_seconds=sum(totals.train_seconds for totals in status.trained.values()),
         validate_seconds=sum(totals.validate_seconds for totals in status.trained.values()),
         wall_seconds=wall_seconds,
+        startup_seconds=status.startup_seconds,
+        plan=plan,
         clonings=tuple(clonings),
         inputs=inputs,
         notices=status.notices,

@@ -151,8 +151,13 @@ def with_unfinished(search: SearchConfig, trials: Iterable[TrialResult]) -> list
     return [known[number] for number in sorted(known)]
 
 
-def best_trial(search: SearchConfig, trials: Iterable[TrialResult]) -> TrialResult | None:
-    """The trial with the best last result among the search's own that ran to their end; None if none did."""
+def best_first(search: SearchConfig, trials: Iterable[TrialResult]) -> list[TrialResult]:
+    """The search's own trials that ran to their ends, the one with the best last result first."""
     finished = [t for t in trials if t.status == TrialStatus.FINISHED and t.role == Role.SEARCHED]
     sign = 1 if search.mode == "min" else -1
-    return min(finished, key=lambda trial: (sign * trial.metrics[search.metric], trial.number), default=None)
+    return sorted(finished, key=lambda trial: (sign * trial.metrics[search.metric], trial.number))
+
+
+def best_trial(search: SearchConfig, trials: Iterable[TrialResult]) -> TrialResult | None:
+    """The first of them; None if none ran to its end."""
+    return next(iter(best_first(search, trials)), None)

@@ -17,6 +17,7 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
+from latentsync_ray.report.origin import write_origin
 from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus, best_trial, with_unfinished
@@ -123,8 +124,9 @@ def summary_of(recipe: Recipe, *trials: TrialResult) -> Summary:
 
 
 def report(recipe: Recipe, folder: Path, *trials: TrialResult) -> Summary:
-    summary = summary_of(recipe, *trials)
-    write_report(Store(str(folder)), "searches/s", recipe, summary)
+    summary, store = summary_of(recipe, *trials), Store(str(folder))
+    write_origin(store, "searches/s", search(), recipe, "")
+    write_report(store, "searches/s", recipe, summary)
     return summary
 
 
@@ -179,6 +181,8 @@ def test_summary_json_has_what_the_readme_names(recipe: Recipe, tmp_path: Path) 
         "wall_seconds": 12.5,
         "exploits": [],
         "inputs": FIGURES,
+        "startup_seconds": None,
+        "plan": None,
         "notices": list(STATUS.notices),
     }
 
@@ -283,6 +287,7 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(recipe: Recipe, tm
         "raise it and run the same command again to go on"
     )
     store = Store(str(tmp_path))
+    write_origin(store, "searches/s", asked, recipe, "")
     write_report(store, "searches/s", recipe, summary)
     for made in trials:
         publish_last(store, made)
