@@ -113,8 +113,6 @@ class EngineSetup:
     """Stage-one states from this global_step on are kept."""
     budget: BudgetConfig
     """What the search may spend."""
-    num_trials: int
-    """How many trials there will be in all."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +255,8 @@ class EngineStatus:
     num_groups: int = 0
     """Worker groups, those that start included."""
     num_starting: int = 0
+    startup_seconds: float | None = None
+    """Of the oldest worker group, until its workers reported; None if none has."""
     num_queued: int = 0
     """Segments that nobody trains yet."""
     num_steps_stored: int = 0

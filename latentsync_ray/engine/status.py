@@ -23,6 +23,7 @@ def status_of(
         training=training,
         num_groups=len(pool.runs),
         num_starting=pool.num_starting(),
+        startup_seconds=pool.startup_seconds,
         num_queued=len(dispatcher.book.orders) - len(training),
         num_steps_stored=dispatcher.states.num_steps,
         trained=dict(totals.by_stage),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -58,7 +58,14 @@ class Simulated:
     """Of the longest trial, or of all GPUs together if that is more."""
 
 
-def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | None = None) -> list[PlannedTrial]:
+def plan_trials(
+    search: SearchConfig,
+    recipe: Recipe,
+    transition_step: int | None = None,
+    *,
+    any_policy: bool = False,
+    root_of: Callable[[TrialRecipe], str] | None = None,
+) -> list[PlannedTrial]:
     """The trials of a search, in the order in which Ray Tune creates them.
 
     Args:
@@ -66,6 +73,8 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
             draw that breaks a rule is left out, since its trial fails before it trains.
         recipe: The recipe before a trial's own values.
         transition_step: Where all trials leave stage one, instead of what their policies say.
+        any_policy: Whether a policy may read metrics; such trials cannot be walked.
+        root_of: Key of the state before a trial's first step; without it, one that no store has.
 
     Raises:
         UserError: A policy reads metrics, which nobody knows before, or values break a rule.
@@ -84,13 +93,14 @@ def plan_trials(search: SearchConfig, recipe: Recipe, transition_step: int | Non
                 continue
             raise
         for name in ("plateau", "below"):
-            if getattr(made.transition, name) is not None:
+            if not any_policy and getattr(made.transition, name) is not None:
                 raise UserError(
                     f"transition.{name}: depends on metrics, which are not known before the search; give the step at "
                     f"which trials would leave stage one with --transition-step N"
                 )
         planned = TrialRecipe.of(made)
-        trials.append(PlannedTrial(number, planned, _root(search.share, number, planned)))
+        root = root_of(planned) if root_of is not None and search.share else _root(search.share, number, planned)
+        trials.append(PlannedTrial(number, planned, root))
     return trials
 
 

@@ -9,6 +9,7 @@ from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from latentsync_ray.config.length import LengthConfig
@@ -43,10 +44,15 @@ class PlannedTrial:
 
     def walk(self) -> Iterator[Segment]:
         """The segments that the trial asks for; its metrics are not known."""
-        course = Course(self.recipe, self.root)
+        return iter(self._segments)
+
+    @cached_property
+    def _segments(self) -> list[Segment]:
+        course, found = Course(self.recipe, self.root), list[Segment]()
         while (segment := course.next()) is not None:
-            yield segment
+            found.append(segment if not found else segment.sharing_config(found[-1]))
             course.passed(segment, {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ class Simulation:
         keep_first_stage_from: As for the dispatcher.
         costs: Durations.
         go_on: The trial scheduler's decision.
+        stored: Segments that are finished before, and whether their states are kept.
     """
 
     def __init__(
@@ -106,10 +113,13 @@ class Simulation:
         keep_first_stage_from: int,
         costs: Costs,
         go_on: GoOn,
+        stored: Sequence[tuple[Segment, bool]] = (),
     ):
         sizes = {trial.recipe.num_workers(stage) for trial in trials for stage in STAGES}
         self._dispatcher = Dispatcher(num_gpus // min(sizes), keep_first_stage_from, costs.idle_seconds)
         self._groups = self._dispatcher.assignment.groups
+        for segment, is_kept in stored:
+            self._dispatcher.add_done(segment, is_kept)
         self._mixed = len(sizes) > 1
         self._unborn = deque(trials)
         self._max_concurrent = max_concurrent
@@ -283,12 +293,16 @@ class RandomRungs:
         self._times[trial] = now
         for rung, seen, values in self._rungs:
             if judged and before < rung <= now and trial not in seen:
-                value = random.Random(f"{self._seed} {segment.key}").random()
-                passes = not values or value >= _quantile(values, 1 - 1 / self._settings.reduction_factor)
                 seen.add(trial)
-                insort(values, value)
-                return passes
+                return self.passes(segment, values)
         return True
+
+    def passes(self, segment: Segment, values: list[float]) -> bool:
+        """Whether a trial passes a rung, whose sorted values so far grow by its own."""
+        value = random.Random(f"{self._seed} {segment.key}").random()
+        passes = not values or value >= _quantile(values, 1 - 1 / self._settings.reduction_factor)
+        insort(values, value)
+        return passes
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -9,9 +9,10 @@ from functools import cached_property
 from string import ascii_uppercase
 
 from latentsync_ray.config.plain import Plain
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.palette import LIGHT, series_colours
 from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import Role, TrialResult
+from latentsync_ray.report.trials import TrialResult
 from latentsync_ray.report.words import value_text
 
 MAX_LINES, NUM_BEST_LINES = 150, 50

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from latentsync_ray.cli import program
+from latentsync_ray.core.baselines import BASELINES
 from latentsync_ray.report.board import Board, board_of, search_letters
 from latentsync_ray.report.charts.common import BASELINE_SYMBOL, BEST_SYMBOL, SYMBOLS
 from latentsync_ray.report.charts.cost import quality_against_cost
@@ -19,7 +20,6 @@ from latentsync_ray.report.page_table import page_table
 from latentsync_ray.report.pictures import Evidence, evidence_of
 from latentsync_ray.report.stored import Progress, Written
 from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import BASELINES
 from latentsync_ray.report.words import facts, value_text
 from latentsync_ray.store import Store
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.board import Board, Entry, distinct_values
-from latentsync_ray.report.trials import Role, TrialStatus
+from latentsync_ray.report.trials import TrialStatus
 from latentsync_ray.report.words import value_text
 
 _MIN_TRIALS = 8

@@ -55,8 +55,10 @@ def write_page(store: Store, folder: str, written: Written) -> None:
 
 
 def report_lines(summary: Summary) -> list[str]:
-    """What the user is told at the end: what went wrong, the best trial, and what sharing has spared."""
-    lines = [
+    """What the user is told at the end: the answer, what went wrong, what sharing has spared, and what to do next."""
+    answer = summary.answer
+    lines = list(answer.sentences) if answer is not None else []
+    lines += [
         f"trial {trial.number} {trial.status}: {trial.error}"
         for trial in summary.trials
         if trial.status in (TrialStatus.FAILED, TrialStatus.DIVERGED)
@@ -80,4 +82,6 @@ def report_lines(summary: Summary) -> list[str]:
             f"stopped by {summary.stopped_by}; unfinished: {num_unfinished} of {len(summary.trials)} trials, "
             f"at most {summary.steps_unfinished} steps; raise it and run the same command again to go on"
         )
+    for command in answer.commands if answer is not None else ():
+        lines += [f"to {command.purpose}:", f"  {command.command}"]
     return lines

@@ -15,9 +15,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
 
+from latentsync_ray.core.baselines import BASELINES
 from latentsync_ray.report.board import MAX_CLEAR, Board, Entry
 from latentsync_ray.report.palette import LIGHT
-from latentsync_ray.report.trials import BASELINES, TrialStatus
+from latentsync_ray.report.trials import TrialStatus
 
 SYMBOLS = {
     TrialStatus.FINISHED: "circle",

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search.variant_generator import generate_variants
 
+from latentsync_ray.api import load_search
 from latentsync_ray.config.domains import read_domain
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
@@ -214,16 +215,18 @@ def test_trials_that_asha_stops_cost_nothing_more_with_sharing_and_without() -> 
     assert steps == 20 + sum(end - 20 for end in ends.values())
 
 
-def test_the_demo_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search_spaces/transition.yaml"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if " both " in line]
-    assert line.replace(",", "").split()[3::2] == ["80", "1280", "8000", "6.25"]
+def test_the_demo_is_counted() -> None:
+    plan = load_search("search_spaces/transition.yaml").plan()
+    assert (len(plan.segments), plan.distinct_steps(), plan.steps_without_sharing()) == (80, 1280, 8000)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("search_spaces/plateau.yaml", "transition.plateau: depends on metrics.*give the step.*--transition-step N"),
+        (
+            "search_spaces/plateau.yaml --simulate --gpus 1",
+            "transition.plateau: depends on metrics.*give the step.*--transition-step N",
+        ),
         ("search_spaces/plateau.yaml --transition-step 30", "--transition-step: transition.at_step: must be"),
         ("search_spaces/transition.yaml --simulate", "--simulate: needs the number of GPUs"),
         (

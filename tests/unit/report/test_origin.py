@@ -10,7 +10,7 @@ import pytest
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.report.origin import read_origin, write_origin
-from latentsync_ray.search.run import search_folder
+from latentsync_ray.search.job import search_folder
 from latentsync_ray.store import Store
 
 ROOT = Path(__file__).parents[3]

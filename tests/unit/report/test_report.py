@@ -166,6 +166,8 @@ def test_summary_json_has_what_the_readme_names(recipe: Recipe, tmp_path: Path) 
         "wall_seconds": 12.5,
         "exploits": [],
         "inputs": FIGURES,
+        "startup_seconds": None,
+        "plan": None,
         "notices": list(STATUS.notices),
     }
 
