@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,18 +11,18 @@ from pathlib import Path
 from latentsync_ray.cli import program
 from latentsync_ray.config.arguments import split_argument
 from latentsync_ray.config.domains import Choice, Domain, Grid
-from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.length import first_stage_steps
+from latentsync_ray.config.loading import with_values_of_type
 from latentsync_ray.config.plain import Plain
 from latentsync_ray.config.recipe import Recipe
+from latentsync_ray.config.schema import all_complaints
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.report.answer import NextCommand, ParameterAnswer
 from latentsync_ray.report.candidates import SEEDS
 from latentsync_ray.report.ranges import finer, wider
 from latentsync_ray.report.ranking import Ranking
 
-_THRESHOLD, _LAST = "transition.at_step", "transition.max_step"
+_THRESHOLD, _FIRST, _LAST = "transition.at_step", "transition.min_step", "transition.max_step"
 _CONFIRMED, _SEEDS = 3, 3
 """Candidates that are trained again, and under how many seeds."""
 WIDER, CONFIRM = "search a wider range", "train the best ones again under other seeds"
@@ -92,13 +93,17 @@ class _Again:
 
     def confirmed(self, num_candidates: int) -> str | None:
         """Trains the best candidates again."""
-        return self._with({}, {"confirm": {"top": min(_CONFIRMED, num_candidates), "seeds": _SEEDS}})
+        if not hasattr(self._search, "confirm"):
+            return None
+        return self._with({}, {}, confirm={"top": min(_CONFIRMED, num_candidates), "seeds": _SEEDS})
 
     def longer(self) -> str | None:
         """Twice the length, with twice the thresholds; or, where it is not fixed, twice the second stage."""
         length, num_steps = self._recipe.length, self._recipe.second_stage.num_steps
         if length is None or num_steps is not None:
-            return self._with({}, {"trials.extend": self._search.trials.extend + (num_steps or 0)})
+            trials = dataclasses.replace(self._search.trials, extend=self._search.trials.extend + (num_steps or 0))
+            refused = next(all_complaints(dataclasses.replace(self._search, trials=trials)), None)
+            return self._with({}, {}, trials={"extend": trials.extend}) if refused is None else None
         values: dict[str, Plain] = {_LAST: 2 * self._recipe.transition.max_step}
         values["length.cost" if length.steps is None else "length.steps"] = 2 * (length.steps or length.total)
         domain = self._search.param_space.get(_THRESHOLD)
@@ -128,35 +133,44 @@ class _Again:
 
     def _with_domains(self, made: Mapping[str, Domain | None]) -> str | None:
         """With all of the domains that are accepted; None if none is."""
-        domains: dict[str, Domain] = {}
-        for name, domain in made.items():
-            if domain is not None and self._with({**domains, name: domain}, {}) is not None:
-                domains[name] = domain
+        domains = {name: domain for name, domain in made.items() if domain is not None}
+        domains = {name: domain for name, domain in domains.items() if self._with({name: domain}, {}) is not None}
         return self._with(domains, {}) if domains else None
 
-    def _with(self, domains: Mapping[str, Domain], values: Mapping[str, Plain]) -> str | None:
-        """The command with other domains and values; None if it is refused."""
+    def _with(self, domains: Mapping[str, Domain], of_recipe: Mapping[str, Plain], **own: Plain) -> str | None:
+        """The command with other domains and values; None if the recipe or the search would be refused.
+
+        Args:
+            domains: By the name of the parameter.
+            of_recipe: Values of the recipe, by dotted name.
+            own: Values of the search's own, already known to be right.
+        """
+        of_recipe = {**self._bounds(domains.get(_THRESHOLD), of_recipe), **of_recipe}
+        recipe = with_values_of_type(self._recipe, of_recipe)
+        tried = ({name: value} for name, domain in domains.items() for value in domain.samples())
+        if recipe is None or any(with_values_of_type(recipe, values) is None for values in tried):
+            return None
+        search = dataclasses.replace(self._search, param_space={**self._search.param_space, **domains})
+        if next(all_complaints(search), None) is not None:
+            return None
         made = {f"param_space.{name}": json.dumps(domain.as_dict()) for name, domain in domains.items()}
-        made |= {name: json.dumps(value) for name, value in values.items()}
-        if _THRESHOLD in domains:
-            made = {**self._bounds(domains[_THRESHOLD]), **made}
+        made |= {name: json.dumps(value) for name, value in {**of_recipe, **own}.items()}
         file, *arguments = self._search.given
         arguments = [argument for argument in arguments if split_argument(argument)[0] not in made]
         arguments += [f"{name}={text}" for name, text in made.items()]
-        try:
-            load_search(file, arguments)
-        except UserError:
-            return None
         return shlex.join([*program("tune").split(), file, *arguments])
 
-    def _bounds(self, thresholds: Domain) -> dict[str, str]:
+    def _bounds(self, thresholds: Domain | None, given: Mapping[str, Plain]) -> dict[str, Plain]:
         """Bounds of stage one that make room for thresholds."""
-        low, high = thresholds.extremes() or (None, None)
-        transition, bounds = self._recipe.transition, {}
-        if high is not None and high > transition.max_step:
-            bounds[_LAST] = json.dumps(high)
-        if low is not None and low < transition.min_step:
-            bounds["transition.min_step"] = json.dumps(low)
+        found = thresholds.extremes() if thresholds is not None else None
+        if found is None:
+            return {}
+        (low, high), transition = found, self._recipe.transition
+        bounds: dict[str, Plain] = {}
+        if high > transition.max_step and _LAST not in given:
+            bounds[_LAST] = high
+        if low < transition.min_step:
+            bounds[_FIRST] = low
         return bounds
 
 
