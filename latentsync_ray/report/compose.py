@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,10 +125,15 @@ def _cards(summary: Summary) -> tuple[Card, ...]:
 
 
 def _key(board: Board) -> tuple[Mark, ...]:
-    """The colours, of which at most a few are named where there are many, and the symbols that occur."""
-    values = list(board.colours.items())
-    values = [*values[:: math.ceil(len(values) / 8)], values[-1]] if len(values) > 8 else values
-    colours = [Mark(text, colour=colour) for text, colour in dict(values).items() if board.colour_by]
+    """The colours, a range of values where neighbours share one, and the symbols that occur."""
+    by_colour: dict[str, list[str]] = {}
+    for text, colour in board.colours.items():
+        by_colour.setdefault(colour, []).append(text)
+    colours = [
+        Mark(texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}", colour=colour)
+        for colour, texts in by_colour.items()
+        if board.colour_by
+    ]
     by_symbol: dict[str, list[str]] = {}
     for status, symbol in SYMBOLS.items():
         if any(entry.trial.status is status for entry in board.started):
