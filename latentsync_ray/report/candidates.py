@@ -8,11 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from latentsync_ray.config.plain import Parameters
-from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
+from latentsync_ray.config.search import POPULATION_SCHEDULERS, SEEDS, SearchConfig
 from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
-
-SEEDS = ("seed", "second_stage.seed")
-"""Parameters that say nothing about a recipe: trials that differ in them alone are one candidate."""
 
 
 @dataclass(frozen=True)
