@@ -41,6 +41,7 @@ from latentsync_ray.search.progress import Progress
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
+from latentsync_ray.search.trackers import make_trackers
 from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
@@ -148,11 +149,12 @@ def _train(
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
     ending = Ending(engine.actor)
     while True:
-        progress, log = Progress(), TensorBoardLog(store, folder)
+        progress, log = Progress(), TensorBoardLog(store, folder, search.metric)
+        trackers = make_trackers(search, folder)
         num_noticed = len(journal.notices)
         try:
             with LiveView(engine.actor, progress, search, recipe, display), _few_starts_at_once(search):
-                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
+                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log, *trackers]))
         finally:
             log.close()
         for notice in journal.notices[num_noticed:]:
@@ -194,7 +196,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     """
     placed = (
         *("name", "recipe", "storage", "storage_retry_minutes"),
-        *("workers", "max_concurrent_trials", "budget", "trials"),
+        *("workers", "max_concurrent_trials", "budget", "trials", "trackers"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
     identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
