@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constr
 RUN := .venv/.installed
 DEV := .venv/.dev
 
-.PHONY: venv face tune plan train example picture test soak s3 check assets bench bench-gpu bench-scale count chaos truth clean
+.PHONY: venv face tune plan train example picture test soak s3 check assets bench bench-gpu bench-scale count chaos truth coverage clean
 
 venv: $(DEV)
 
@@ -102,6 +102,10 @@ chaos: $(DEV)
 # What adaptive searches find, held against a grid that is trained whole.
 truth: $(DEV)
 	$(BIN)/python benchmarks/truth.py $(ARGS)
+
+# How often the intervals of a search hold the truth, by simulation: two minutes. make coverage ARGS=1000
+coverage: $(DEV)
+	$(BIN)/python benchmarks/coverage.py $(ARGS)
 
 # Leaves data/ and results/, which took time to make.
 clean:

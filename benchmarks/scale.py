@@ -133,7 +133,7 @@ INPUTS = WorkerSetup({})
 def engine_setup(storage: str, name: str) -> EngineSetup:
     """An engine with nothing behind it but an empty store."""
     groups = GroupSetup(name, WorkersConfig(max_groups=NUM_GROUPS), "none:None", storage, 300.0, storage, False)
-    return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig(), num_trials=0)
+    return EngineSetup(groups, keep_first_stage_from=0, budget=BudgetConfig())
 
 
 def outcome_of(order: WorkerOrder) -> SegmentOutcome:
@@ -216,7 +216,7 @@ async def engine_directly(num_trials: int, settings: Mapping[str, Any]) -> dict[
     """Seconds of the engine, without Ray's calls, for a new segment and for a known one."""
     with tempfile.TemporaryDirectory() as storage:
         engine = CalledDirectly(engine_setup(storage, "none"))
-        serving = asyncio.create_task(engine.serve("searches/scale", INPUTS))
+        serving = asyncio.create_task(engine.serve("searches/scale", INPUTS, 0))
         started = time.perf_counter()
         await walk_all(engine.run, engine.end_trial, "new", num_trials, settings)
         walked = time.perf_counter()
@@ -234,7 +234,7 @@ def engine_actor(kind: type[Actor], num_trials: int, settings: Mapping[str, Any]
         name = f"{kind.__name__}-{num_trials}"
         options = {"name": name, "num_cpus": 0, "max_concurrency": MAX_CALLS}
         engine = ray.remote(kind).options(**options).remote(engine_setup(storage, name))
-        engine.serve.remote("searches/scale", INPUTS)
+        engine.serve.remote("searches/scale", INPUTS, 0)
         calls = {
             "new": (engine.run, num_new(num_trials)),
             "known": (engine.run, num_answers(num_trials)),

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "make the SyncNet and LPIPS folders from the published files",
     "generate": "let a trial's UNet generate a clip's mouth",
     "export": "write a trial's UNet as a checkpoint",
+    "report": "make the report of one search, or of several together",
     "store": "list, verify or clean up what searches have stored",
 }
 """What each does. They are imported one at a time, because some of them need seconds for that."""
@@ -57,7 +58,7 @@ def parser_of(command: str) -> CommandParser:
 
 def _module(command: str) -> ModuleType:
     """The module with a command's `main` and `parser`."""
-    name = "store.__main__" if command == "store" else command.replace("-", "_")
+    name = f"{command}.__main__" if command in ("report", "store") else command.replace("-", "_")
     return importlib.import_module(f"latentsync_ray.{name}")
 
 

@@ -45,7 +45,6 @@ class Search:
 
         set_ray_environment()  # before Ray is imported
         with Display() as display:
-            display.phase("starting Ray")
             from latentsync_ray.report.results import Results
             from latentsync_ray.search.launch import launch
 

@@ -38,16 +38,21 @@ def program(command: str | None = None) -> str:
     return f"python -m latentsync_ray.{command.replace('-', '_')}" if command else "python -m latentsync_ray"
 
 
-def going_on() -> str:
-    """What has an interrupted command go on: its command line, ready to paste; from Python, the same call."""
+def command_line() -> str:
+    """This process's command line, ready to paste; empty where it runs none of our commands, as in a notebook."""
     if not isinstance(signal.getsignal(signal.SIGINT), _Interrupts):
-        return "the same call"
+        return ""
     script = Path(sys.argv[0])
     if script.stem != SCRIPT:
         return shlex.join(sys.orig_argv)
     found = shutil.which(SCRIPT)
     called = SCRIPT if found is not None and script.resolve() == Path(found).resolve() else sys.argv[0]
     return shlex.join([called, *sys.argv[1:]])
+
+
+def going_on() -> str:
+    """What has an interrupted command go on: its command line; from Python, the same call."""
+    return command_line() or "the same call"
 
 
 def run_cli(main: Callable[[], int | None]) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ class Argument:
 
     def __str__(self) -> str:
         """As the command line has it."""
-        return f"{self.key}={self.value if self.text is None else self.text}"
+        if self.text is not None:
+            return f"{self.key}={self.text}"
+        return f"{self.key}={self.value if isinstance(self.value, str) else json.dumps(self.value, default=str)}"
 
 
 def split_argument(argument: str) -> tuple[str, str]:

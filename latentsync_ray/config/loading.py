@@ -80,6 +80,19 @@ def with_overrides(
     return checked(type(recipe), node, {"": Path(origin)})
 
 
+def with_values_of_type(recipe: _RecipeT, values: Mapping[str, Any]) -> _RecipeT | None:
+    """The recipe with some values replaced that have their fields' types already; None if they break a rule.
+
+    Args:
+        recipe: The recipe to start from.
+        values: By dotted name; sections that hold them must be there.
+    """
+    made = recipe
+    for name, value in values.items():
+        made = _replaced(made, name.split("."), value)
+    return made if next(all_complaints(made), None) is None else None
+
+
 class Variants:
     """The recipes of many trials: what `with_overrides` gives, in microseconds where it takes milliseconds.
 
@@ -98,12 +111,11 @@ class Variants:
         Raises:
             UserError: A name does not exist, or the values break a rule.
         """
-        made = self._recipe
-        if all(inner_value(made, name.rpartition(".")[0]) is not None for name in values):
+        if all(inner_value(self._recipe, name.rpartition(".")[0]) is not None for name in values):
             with contextlib.suppress(UserError):  # a value that breaks a rule alone may be right beside the others
-                for name, value in values.items():
-                    made = _replaced(made, name.split("."), self._as_read(name, value))
-                if next(all_complaints(made), None) is None:
+                read = {name: self._as_read(name, value) for name, value in values.items()}
+                made = with_values_of_type(self._recipe, read)
+                if made is not None:
                     return made
         # Makes what is not there, and says what breaks a rule.
         return with_overrides(self._recipe, values, self._origin)

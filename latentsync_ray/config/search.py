@@ -123,6 +123,27 @@ class TrialsConfig:
             yield "extend", "must not be negative", "0 adds nothing"
 
 
+@dataclass(frozen=True)
+class ConfirmConfig:
+    """Trains the best trials again under other draws, so that the answer rests on means."""
+
+    top: int = 0
+    """How many of the best; 0 confirms none."""
+    seeds: int = 3
+    """How often each is trained again."""
+    whole: bool = False
+    """Whether stage one is trained again too (other `seed`s), or stage two alone (other `second_stage.seed`s)."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        """The rules that these values break."""
+        if self.top < 0:
+            yield "top", "must not be negative", "0 confirms none"
+        if self.seeds < 1:
+            yield "seeds", "must be at least 1", "raise it"
+
+
+SEEDS = ("seed", "second_stage.seed")
+"""Values of a recipe that change draws and nothing else."""
 _THRESHOLD = "transition.at_step"
 _LONGEST_NAME = 200
 """Bytes of a search's name: a folder's name may have 255 on most filesystems, and a hash is added."""
@@ -154,6 +175,11 @@ class SearchConfig:
     """second_stage leaves stage one there; null leaves that to the transition policy."""
     trials: TrialsConfig = field(default_factory=TrialsConfig)
     """What is added to trials after their end."""
+    baselines: bool = True
+    """Trains what the best trial is compared with: never leaving stage one, leaving at the first threshold, and the
+    recipe with its own transition. Where trials share, they cost little."""
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    """What is trained again when the search has ended."""
     metric: str = OBJECTIVE
     """Validation metric by which trials are compared."""
     mode: Literal["min", "max"] = "min"
@@ -176,6 +202,8 @@ class SearchConfig:
     """How long a storage may fail for a reason that passes, such as a server that is away, before the search ends."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
+    given: tuple[str, ...] = ()
+    """Set where a search is read: its file and the `key=value` arguments, from which further commands are made."""
     environment: Literal["reported", "strict"] = "reported"
     """strict reuses only what was trained with the same library versions, device and CPU instruction set."""
 
@@ -198,6 +226,11 @@ class SearchConfig:
             yield from self._population_complaints()
         if self.start_from is not None and not self.share:
             yield "start_from", "needs share, since its segments were trained once for all", "leave either out"
+        if self.confirm.top and any(name in self.param_space for name in SEEDS):
+            yield "confirm.top", "must be 0 where param_space names a seed", "remove either"
+        if self.confirm.top and self.trial_scheduler.name in POPULATION_SCHEDULERS:
+            rule = f"must be 0 with {self.trial_scheduler.name}, whose trials change their values on the way"
+            yield "confirm.top", rule, "search their last values without it"
         if self.start_stage is not None and self.start_from is None:
             yield "start_stage", "needs start_from", "name a segment, or leave it out"
         if self.trials.extend and "second_stage.num_steps" in self.param_space:

@@ -18,7 +18,7 @@ from latentsync_ray.config.schema import checked, merged, merged_into, nested
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.yamlfiles import read_yaml
 
-_SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig))
+_SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig) if f.name != "given")
 _TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "environment", "share", "trackers"))
 """What may be set where there is one trial; the rest of a search chooses and compares trials."""
 
@@ -41,7 +41,25 @@ def load_search(
     recipe = content.get("recipe")
     if isinstance(recipe, str):
         content["recipe"] = _folder(file.parent, recipe, f"{file}: recipe")
-    return _search(content, file, _given(arguments, values))
+    given = _given(arguments, values)
+    search, read = _search(content, file, given)
+    return dataclasses.replace(search, given=(str(file), *map(str, given))), read
+
+
+def search_from_plain(values: Settings, where: str) -> SearchConfig:
+    """The search whose plain form this is.
+
+    Args:
+        values: What `settings` has made of it.
+        where: What to call the place where they come from in an error.
+
+    Raises:
+        UserError: They are something else.
+    """
+    file = Path(where)
+    rest = {name: value for name, value in values.items() if name != "param_space"}
+    space = _param_space(values.get("param_space"), file)
+    return checked(SearchConfig, merged(SearchConfig, rest, {"": file}), {"": file}, param_space=space)
 
 
 def search_of_one(
@@ -63,6 +81,7 @@ def search_of_one(
         "name": f"train-{folder.name}",
         "trial_scheduler": {"name": "fifo"},
         "workers": {"max_groups": 1},
+        "baselines": False,
     }
     return _search(content, folder, given)
 

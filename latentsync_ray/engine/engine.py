@@ -78,6 +78,7 @@ class Engine:
         self.cleaning = Cleaning(store, self.dispatcher, self.known, self.spending, self.notices, self.background)
         self._setup, self._clock = setup, clock
         self._inputs: WorkerSetup | None = None
+        self._num_trials = 0
         self._processes: dict[str, str] = {}
         """Trial that goes on -> the process that asks for it."""
         self._num_losses = 0
@@ -91,7 +92,7 @@ class Engine:
         """Starts a first worker group, whose libraries load while the driver readies the inputs."""
         self._start(self.dispatcher.assignment.start_group(num_workers))
 
-    async def serve(self, folder: str, inputs: WorkerSetup) -> None:
+    async def serve(self, folder: str, inputs: WorkerSetup, num_trials: int) -> None:
         """Serves trials and workers until `stop`.
 
         Ray repeats a call that was under way when an engine was lost, so that the new one is told the same.
@@ -99,7 +100,9 @@ class Engine:
         Args:
             folder: The search's folder below the store's root.
             inputs: For the workers.
+            num_trials: How many there will be in all.
         """
+        self._num_trials = num_trials
         self.notes.folder, self._inputs = folder, inputs
         try:
             self.spending.resume(self.notes)
@@ -359,7 +362,7 @@ class Engine:
         """What is due every second."""
         self._decide(check_idle=True)
         await self.watch.end_stalled()
-        make_room = partial(self.cleaning.delete_spare, self._processes, self._setup.num_trials)
+        make_room = partial(self.cleaning.delete_spare, self._processes, self._num_trials)
         await self.spending.check(make_room, self.notices)
         self.cleaning.delete()
         if self.pool.num_starting():

@@ -113,8 +113,6 @@ class EngineSetup:
     """Stage-one states from this global_step on are kept."""
     budget: BudgetConfig
     """What the search may spend."""
-    num_trials: int
-    """How many trials there will be in all."""
 
 
 @dataclass(frozen=True)

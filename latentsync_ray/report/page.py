@@ -1,86 +1,140 @@
-"""The report of a search as one HTML page that needs nothing from outside."""
+"""The report of a search, or of several, as one HTML page that needs nothing from outside."""
 
 from __future__ import annotations
 
-import math
-from datetime import timedelta
-from html import escape
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
 
-import plotly.graph_objects as go
-from plotly.io import to_html
-from plotly.offline import get_plotlyjs
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from latentsync_ray.report.charts import distinct_values, parameter_panels, stage_tree, validation_terms
-from latentsync_ray.report.style import LAYOUT, STYLE
-from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import TrialResult, TrialStatus
-from latentsync_ray.report.words import facts, value_text
+from latentsync_ray.report.answer import NextCommand
+from latentsync_ray.report.charts.common import Chart
+from latentsync_ray.report.page_table import PageTable
+from latentsync_ray.report.palette import DARK, LIGHT, palettes
+from latentsync_ray.report.pictures import Picture
 
 
-def page_html(summary: Summary) -> str:
-    """A whole HTML page, with its charts and the script that draws them."""
-    search, best = summary.search, summary.best
-    started = [trial for trial in summary.trials if trial.results]
-    page = [_headline(summary)]
-    if best is not None:
-        about = (
-            f"{search.metric} at each report boundary. Stage one is drawn once; branches leave it where trials did. "
-            "The star is the best trial, a cross one that was stopped (red: diverged or failed). A double click "
-            "shows all values."
-        )
-        page.append(_section("Stage tree", about, stage_tree(search, started, best)))
-        if names := [name for name in search.param_space if len(distinct_values(started, name)) > 1]:
-            about = f"Last {search.metric} of each trial, in the colours above. Crosses did not run to their end."
-            page.append(_section("Parameters", about, parameter_panels(search, started, names)))
-        about = "Unweighted, at fixed timesteps and noise. The dotted line is the transition."
-        page.append(_section(f"Validation terms of trial {best.number}", about, validation_terms(best)))
-    page.append(_section("Trials", "Finished ones first, by their last result.", _table(summary)))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(search.name)}</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs() if best else ''}</script></head>"
-        f"<body><h1>{escape(search.name)}</h1>{''.join(page)}</body></html>\n"
+@dataclass(frozen=True)
+class Card:
+    """A figure of a search, in large type."""
+
+    title: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An entry of the charts' key."""
+
+    text: str
+    colour: str = ""
+    """Of a line; empty for a symbol."""
+    symbol: str = ""
+    """plotly's name for it; empty for a line."""
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """A search on a page of several."""
+
+    letter: str
+    name: str
+    answer: str
+    """In one sentence."""
+    best: str
+    """Its best value of the metric."""
+    num_trials: int
+    steps: str
+    """How many were trained."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a search comes from, to be read and run again."""
+
+    name: str
+    again: str
+    """The command that runs it again from its folder."""
+    command: str
+    """As it was typed; empty if that is not known."""
+    files: tuple[tuple[str, str], ...]
+    """Name and text of `search.yaml` and of the recipe's files."""
+    environment: tuple[tuple[str, str], ...]
+    """What the best trial's last bits may depend on besides its settings."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page shows, in its order."""
+
+    title: str
+    state: str
+    """How far the search is; empty if it has ended."""
+    written: datetime
+    """In UTC."""
+    sentences: tuple[str, ...]
+    """The answer, the most important first."""
+    commands: tuple[NextCommand, ...]
+    policies: tuple[str, ...]
+    """As YAML."""
+    searches: tuple[SearchRow, ...]
+    """Where there are several."""
+    cards: tuple[Card, ...]
+    pictures: tuple[Picture, ...]
+    metric: str
+    num_drawn: int
+    """Trials whose curves are drawn."""
+    key: tuple[Mark, ...]
+    """What colours and symbols mean."""
+    key_title: str
+    """The parameter that colours trials."""
+    cost: Chart | None
+    """None as long as no trial has reported."""
+    tree: Chart | None
+    curves: Chart | None
+    importance: Chart | None
+    importance_note: str
+    parameters: tuple[Chart, ...]
+    table: PageTable
+    notices: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+    @property
+    def charts(self) -> list[Chart]:
+        """All of them; none if there is nothing to draw, and then the page needs no plotly."""
+        charts = (self.cost, self.tree, self.curves, self.importance, *self.parameters)
+        return [chart for chart in charts if chart is not None]
+
+
+def page_html(page: Page) -> str:
+    """A whole HTML page, with its charts and the scripts that draw them."""
+    facts = {row.label: row.facts for row in page.table.rows}
+    scripts = {"palettes": palettes(), "facts": facts}
+    template = _templates().get_template("page.html.jinja")
+    return template.render(
+        page=page, scripts=scripts, light=LIGHT, dark=DARK, plotly=_plotly() if page.charts else ""
     )
 
 
-def _section(title: str, about: str, content: go.Figure | str) -> str:
-    if isinstance(content, go.Figure):
-        config, name = {"displayModeBar": False, "responsive": True}, title.split()[0].lower()
-        content.layout.template = {"layout": LAYOUT}
-        content = to_html(content, config, include_plotlyjs=False, full_html=False, div_id=name)
-    return f"<section><h2>{escape(title)}</h2><p>{escape(about)}</p>{content}</section>"
+@cache
+def _templates() -> Environment:
+    folder = Path(__file__).parent / "templates"
+    made = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["thousands"] = "{:,}".format
+    return made
 
 
-def _headline(summary: Summary) -> str:
-    """The best trial and its parameters, and what sharing and the search took."""
-    search, best = summary.search, summary.best
-    sentence = "Best: " + escape(" · ".join(facts(best))) if best else "No trial has reported a result."
-    by_status = ", ".join(f"{count} {status}" for status, count in summary.num_by_status.items() if count)
-    wall, work = (str(timedelta(seconds=round(s))) for s in (summary.wall_seconds, summary.worker_seconds))
-    without = f"{summary.steps_without_sharing:,} without sharing"
-    cards = [
-        (f"best {search.metric}", value_text(best and best.metrics[search.metric]), f"{search.mode} is best"),
-        ("steps trained now", f"{summary.steps_trained:,}", f"{summary.steps_distinct:,} distinct in all"),
-        ("sharing factor", f"{summary.sharing_factor:.2f}", without),
-        ("wall time", wall, f"{work} of worker time"),
-        ("trials", f"{len(summary.trials)}", by_status),
-    ]
-    html = "".join(f"<section><small>{escape(a)}<b>{escape(b)}</b>{escape(c)}</small></section>" for a, b, c in cards)
-    return f'<p>{sentence}</p><div class="cards">{html}</div>'
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
 
-
-def _table(summary: Summary) -> str:
-    search = summary.search
-    statuses, sign = list(TrialStatus), 1 if search.mode == "min" else -1
-
-    def rank(trial: TrialResult) -> tuple[int, float]:
-        return statuses.index(trial.status), sign * trial.metrics.get(search.metric, sign * math.inf)
-
-    columns = ["trial", "status", search.metric, "transition", "steps", "shared", *search.param_space, ""]
-    rows = ["<tr>" + "".join(f"<th>{escape(column)}</th>" for column in columns)]
-    for trial in sorted(summary.trials, key=rank):
-        values = [trial.number, trial.status, trial.metrics.get(search.metric), trial.transition_step]
-        values += [trial.global_step, f"{trial.num_steps_shared / max(1, trial.num_steps):.0%}"]
-        values += [*(trial.config.get(name) for name in search.param_space), trial.error]
-        cells = "".join(f"<td>{escape(value_text(value))}</td>" for value in values)
-        rows.append(f"<tr{' class=best' * (trial is summary.best)}>{cells}")
-    return f'<div class="table"><table>{"</tr>".join(rows)}</tr></table></div>'
+    return str(get_plotlyjs())

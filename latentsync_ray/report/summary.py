@@ -12,9 +12,12 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.forecast import Forecast
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus
+from latentsync_ray.report.answer import Answer
+from latentsync_ray.report.conclusion import conclude
+from latentsync_ray.report.pairs import TermsOf
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.table import row
-from latentsync_ray.report.trials import TrialResult, TrialStatus, best_trial
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Summary:
     trials: tuple[TrialResult, ...]
     """In the order of creation."""
     best: TrialResult | None
-    """The best of those that ran to their end."""
+    """The one that stands for the best values, of those that ran to their end."""
     steps_trained: int
     """By this call of the search."""
     steps_distinct: int
@@ -69,6 +72,8 @@ class Summary:
     """What the training has measured of its inputs, by name."""
     notices: tuple[str, ...]
     """What the user should know, a line each."""
+    answer: Answer | None = None
+    """What the search has found; None as long as no trial has run to its end."""
     startup_seconds: float | None = None
     """Of the first worker group of this call; None if there was none."""
     plan: Forecast | None = None
@@ -94,6 +99,7 @@ class Summary:
     def to_json(self) -> Settings:
         """The values of `summary.json`; the trials have their own files."""
         return {
+            "answer": None if self.answer is None else settings(self.answer),
             "best": None if self.best is None else row(self.search, self.best),
             "trials": len(self.trials),
             "trials_by_status": {str(status): count for status, count in self.num_by_status.items()},
@@ -123,6 +129,8 @@ def summarise(
     clonings: Sequence[Cloning],
     inputs: Mapping[str, float],
     wall_seconds: float,
+    terms_of: TermsOf,
+    folder: str,
     plan: Forecast | None = None,
 ) -> Summary:
     """Counts up what a search has come to.
@@ -135,15 +143,18 @@ def summarise(
         clonings: Which trial became a clone of which.
         inputs: What the training has measured of its inputs, by name.
         wall_seconds: Duration of this call.
+        terms_of: The stored validation terms at the end of a segment, by its key.
+        folder: Folder or URI of the results.
         plan: What this call was expected to take.
     """
     ordered = tuple(sorted(trials, key=lambda trial: trial.number))
+    answer = conclude(search, recipe, ordered, terms_of, folder)
     ends = Ends(recipe)
     left = [ends.steps_left(trial) for trial in ordered if trial.status == TrialStatus.UNFINISHED]
     return Summary(
         search=search,
         trials=ordered,
-        best=best_trial(search, ordered),
+        best=next((trial for trial in ordered if answer is not None and trial.number == answer.best), None),
         steps_trained=sum(totals.num_steps for totals in status.trained.values()),
         steps_distinct=sum({key: steps for trial in ordered for key, steps in trial.asked.items()}.values()),
         steps_without_sharing=sum(trial.num_steps for trial in ordered),
@@ -158,4 +169,5 @@ def summarise(
         clonings=tuple(clonings),
         inputs=inputs,
         notices=status.notices,
+        answer=answer,
     )

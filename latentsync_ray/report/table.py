@@ -17,6 +17,7 @@ def row(search: SearchConfig, trial: TrialResult) -> Settings:
     metrics = {name: value if math.isfinite(value) else None for name, value in sorted(trial.metrics.items())}
     return {
         "trial": trial.number,
+        "role": str(trial.role),
         "status": str(trial.status),
         **{name: trial.config.get(name) for name in search.param_space},
         "transition_step": trial.transition_step,

@@ -9,6 +9,7 @@ from enum import StrEnum
 from latentsync_ray.config.plain import Parameters
 from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.segment import Metrics, Segment
 
 
@@ -24,21 +25,6 @@ class TrialStatus(StrEnum):
     UNFINISHED = "unfinished"
     """A budget was used up before its end."""
     RUNNING = "running"
-
-
-class Role(StrEnum):
-    """Why a trial was trained."""
-
-    SEARCHED = "searched"
-    """It is one of the search's own."""
-    NEVER = "never leaving stage one"
-    """Baseline: stage one to the full length."""
-    FIRST = "leaving at the first threshold"
-    """Baseline: the search's earliest transition, with the recipe's other values."""
-    SHIPPED = "the recipe as shipped"
-    """Baseline: the recipe with its own transition policy."""
-    CONFIRMING = "confirming"
-    """It trains one of the best trials again under other draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +133,13 @@ def with_unfinished(search: SearchConfig, trials: Iterable[TrialResult]) -> list
     return [known[number] for number in sorted(known)]
 
 
-def best_trial(search: SearchConfig, trials: Iterable[TrialResult]) -> TrialResult | None:
-    """The trial with the best last result among the search's own that ran to their end; None if none did."""
+def best_first(search: SearchConfig, trials: Iterable[TrialResult]) -> list[TrialResult]:
+    """The search's own trials that ran to their ends, the one with the best last result first."""
     finished = [t for t in trials if t.status == TrialStatus.FINISHED and t.role == Role.SEARCHED]
     sign = 1 if search.mode == "min" else -1
-    return min(finished, key=lambda trial: (sign * trial.metrics[search.metric], trial.number), default=None)
+    return sorted(finished, key=lambda trial: (sign * trial.metrics[search.metric], trial.number))
+
+
+def best_trial(search: SearchConfig, trials: Iterable[TrialResult]) -> TrialResult | None:
+    """The first of them; None if none ran to its end."""
+    return next(iter(best_first(search, trials)), None)

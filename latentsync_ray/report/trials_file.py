@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
+from latentsync_ray.core.baselines import Role
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.store import TRIALS_FILE, DamagedEntryError, Store
 
 _ENDED = (TrialStatus.FINISHED, TrialStatus.STOPPED, TrialStatus.DIVERGED)
@@ -41,12 +42,12 @@ def read_trials(store: Store, folder: str) -> tuple[list[TrialResult], TrialResu
     values = store.read_json(f"{folder}/{TRIALS_FILE}")
     if values is None or not values["trials"]:
         return None
-    trials = [_trial(trial) for trial in values["trials"]]
+    trials = [trial_from_plain(trial) for trial in values["trials"]]
     return trials, next((trial for trial in trials if trial.number == values["best"]), None)
 
 
-def _trial(values: Mapping[str, Any]) -> TrialResult:
-    """The trial that `asdict` has made these values of."""
+def trial_from_plain(values: Mapping[str, Any]) -> TrialResult:
+    """The trial that these plain values stand for."""
     read = {
         "results": tuple(Boundary(**point) for point in values["results"]),
         "status": TrialStatus(values["status"]),

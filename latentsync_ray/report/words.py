@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from latentsync_ray.report.answer import Difference
 from latentsync_ray.report.trials import TrialResult
 
 _SMALL, _LARGE = 0.01, 1e4
@@ -27,3 +29,30 @@ def facts(trial: TrialResult) -> list[str]:
     values = [f"{name} {value_text(value)}" for name, value in trial.config.items()]
     left = [] if trial.transition_step is None else [f"transition at step {trial.transition_step}"]
     return [f"trial {trial.number}, {trial.status}", *values, *left]
+
+
+def short_text(value: object) -> str:
+    """A value as a sentence says it."""
+    return value_text(value, digits=3)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Some texts with commas, and `and` before the last one."""
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def percent_text(share: float) -> str:
+    """A share with its sign, in per cent."""
+    return f"{_percent(share, 0 if abs(share) >= 0.1 else 1, sign='+')} %"
+
+
+def interval_text(difference: Difference) -> str:
+    """A difference and its interval in per cent, to as many digits as the interval's width leaves."""
+    width = difference.high - difference.low
+    digits = 0 if width >= 0.04 else 1 if width >= 0.004 else 2
+    low, high = _percent(difference.low, digits), _percent(difference.high, digits)
+    return f"{_percent(difference.relative, digits, sign='+')} % [{low}, {high}]"
+
+
+def _percent(share: float, digits: int, sign: str = "") -> str:
+    return f"{round(100 * share, digits) + 0.0:{sign}.{digits}f}"

@@ -43,6 +43,7 @@ def launch(search: SearchConfig, recipe: Recipe, display: Display) -> tuple[int,
     store = Store(search.storage, Patience(60 * search.storage_retry_minutes))
     store.check_writable()
     check_trackers(search)
+    display.phase("starting Ray")
     stays = ray.is_initialized()
     with cluster() as dashboard:
         for line in check_resources(search, recipe):
@@ -82,7 +83,7 @@ def _engine(
             name, search.workers, recipe.training, store.uri, store.patience.seconds, results, preemptible
         )
         keep_from, _ = extremes(search, recipe, "transition.min_step")
-        actor = start_engine(EngineSetup(groups, keep_from, search.budget, search.num_trials))
+        actor = start_engine(EngineSetup(groups, keep_from, search.budget))
         if cluster_stays:  # otherwise its end gives all back
             leaving.callback(remove_what_is_left, search.workers)
         leaving.callback(ray.kill, actor)  # whatever it has started goes with it

@@ -9,7 +9,7 @@ from ray import tune
 
 from latentsync_ray.cluster.ray_internals import trial_error_lines
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
-from latentsync_ray.search.reported import Reported, TuneResult
+from latentsync_ray.search.reported import Reported, TuneResult, with_report
 from latentsync_ray.search.trial import parameters, trial_number
 
 
@@ -18,7 +18,24 @@ class Progress(tune.Callback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.trials: dict[int, TrialResult] = {}
+        """The search's own."""
+        self.beside: dict[int, TrialResult] = {}
+        """Baselines and confirming ones."""
         self._reached: dict[str, Boundary] = {}
+
+    @property
+    def all(self) -> list[TrialResult]:
+        """All trials, the search's own first."""
+        return [*self.trials.values(), *self.beside.values()]
+
+    def keep_beside(self, trial: TrialResult) -> None:
+        """Keeps what is known of a trial that is not the search's own."""
+        self.beside[trial.number] = trial
+
+    def begin_again(self) -> None:
+        """The search's own trials go through what they went through."""
+        self.trials.clear()
+        self._reached.clear()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins; or begins again after a pause, as a clone, or because its process was lost."""
@@ -27,20 +44,11 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any) -> None:
         """A trial has reached a boundary, or has ended in an error."""
         known, reported = self._known(trial), Reported.from_result(result)
-        if reported.error:
-            status = TrialStatus.DIVERGED if reported.diverged else TrialStatus.FAILED
-            known = replace(known, status=status, error=reported.error)
-        reached = reported.boundary
+        reached, results = reported.boundary, known.results
         if reached is not None:
             self._reached[reached.key] = reached
-            follows = known.key == reached.parent
-            known = replace(
-                known,
-                results=(*known.results, reached) if follows else self._lineage(reached),
-                asked={**known.asked, reached.key: reported.num_steps},
-                shared=(*known.shared, reached.key) if reported.cached else known.shared,
-            )
-        self._keep(known)
+            results = (*results, reached) if known.key == reached.parent else self._lineage(reached)
+        self._keep(with_report(known, reported, results))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from latentsync_ray.report.trials import Boundary
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 
 TuneResult: TypeAlias = dict[str, object]
 """A report as Ray Tune passes it on, with entries of its own added."""
@@ -88,3 +88,22 @@ class Reported:
         )
         start_step, cached = result["start_step"], result["cached"]
         return cls(global_step, second_stage_step, boundary, start_step, cached, error, diverged, cost)
+
+
+def with_report(known: TrialResult, reported: Reported, results: tuple[Boundary, ...]) -> TrialResult:
+    """What is known of a trial after a report.
+
+    Args:
+        known: Before it.
+        reported: What the trial reports.
+        results: Those of its lineage, up to the boundary that it has reached.
+    """
+    reached = reported.boundary
+    if reached is not None:
+        asked = {**known.asked, reached.key: reported.num_steps}
+        shared = (*known.shared, reached.key) if reported.cached else known.shared
+        known = replace(known, results=results, asked=asked, shared=shared)
+    if reported.error:
+        status = TrialStatus.DIVERGED if reported.diverged else TrialStatus.FAILED
+        known = replace(known, status=status, error=reported.error)
+    return known

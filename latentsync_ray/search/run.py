@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray import tune
 
+from latentsync_ray.cli import command_line
 from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.plain import Settings, settings, without
+from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.config.plain import Settings, settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import baselines
 from latentsync_ray.core.course import first_stage_segments
-from latentsync_ray.core.hashing import digest
-from latentsync_ray.core.segment import NUMERICS
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.budget import exceeded
@@ -28,26 +28,32 @@ from latentsync_ray.engine.messages import EngineStatus, WorkerSetup
 from latentsync_ray.engine.notes import read_spent
 from latentsync_ray.engine.start import StartedEngine, workers_environment
 from latentsync_ray.planning.stored import foretell
-from latentsync_ray.report.remaining import Ends
-from latentsync_ray.report.report import report_lines, write_report
-from latentsync_ray.report.summary import Summary, summarise
-from latentsync_ray.report.trials import TrialResult, TrialStatus, with_unfinished
+from latentsync_ray.report.origin import write_origin
+from latentsync_ray.report.report import PAGE_FILE, report_lines, write_report
+from latentsync_ray.report.summary import Summary
+from latentsync_ray.report.trials import TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
+from latentsync_ray.search.beside import TrialsBeside, confirmations, num_beside
 from latentsync_ray.search.display import Display
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
+from latentsync_ray.search.job import Job, lengthened, search_folder
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.search.live import LiveView
 from latentsync_ray.search.progress import Progress
+from latentsync_ray.search.report_writer import ReportWriter
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
 from latentsync_ray.search.trackers import make_trackers
-from latentsync_ray.search.trial import Trial, TrialSetup, trial_name
+from latentsync_ray.search.trial import Trial, trial_name
+from latentsync_ray.search.walk import TrialSetup
 from latentsync_ray.store import Store
 from latentsync_ray.store.lineage import lineage_of
+from latentsync_ray.store.patience import Patience
 from latentsync_ray.store.runner import sole_runner
 from latentsync_ray.store.searches import GIVEN_UP_FILE
 
+_STATUS_SECONDS = 2.0
 UNFINISHED = 3
 """Exit status of a search that a budget has stopped before its end."""
 
@@ -80,7 +86,7 @@ def run_search(
         UserError: Something is wrong with what the user gave.
         KeyboardInterrupt: After Ctrl-C; what was trained is kept.
     """
-    training = load_training(recipe.training)
+    given, training = recipe, load_training(recipe.training)
     inputs = training.prepare(recipe, store)
     recipe, fingerprints = inputs.recipe, {**inputs.fingerprints, **code_fingerprint(training)}
     for warning in inputs.warnings:
@@ -91,14 +97,15 @@ def run_search(
     if lineage:
         search = dataclasses.replace(search, start_from=lineage[-1].key)
     folder = search_folder(search, recipe, fingerprints)
-    recipe = _lengthened(recipe, search.trials.extend)
+    write_origin(store, folder, search, given, command_line())
+    recipe = lengthened(recipe, search.trials.extend)
+    compared = baselines(search, recipe, load_recipe(search.recipe))
+    job = Job(search, recipe, compared, store, folder, inputs.figures, started)
     finished = read_finished(store, folder)
-    if finished is not None and not _to_lengthen(search, recipe, finished):
+    if finished is not None and not job.goes_on(finished):
         display.stop()
         print("this search is finished: nothing to train", flush=True)
-        clonings, seconds = Journal(store, f"{folder}/decisions").clonings(), time.monotonic() - started
-        summary = summarise(search, recipe, finished, EngineStatus(), clonings, inputs.figures, seconds)
-        return _report(store, folder, recipe, summary), store.uri_of(folder)
+        return _report(job, job.summary(finished, EngineStatus())), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
@@ -115,111 +122,90 @@ def run_search(
     )
     with sole_runner(store, folder):
         print(f"dashboard: {dashboard}", flush=True)
+        print(f"report: {store.uri_of(f'{folder}/{PAGE_FILE}')}", flush=True)
         if not store.is_local:
             print("note: this storage cannot tell whether another command runs the same search; do not", flush=True)
-        inputs_of_workers = WorkerSetup(settings(recipe), store.identity(), strict)
-        exit_status = _train(
-            search, recipe, store, folder, engine, display, inputs_of_workers, setup, inputs.figures, started
-        )
-    return exit_status, store.uri_of(folder)
+        workers = WorkerSetup(settings(recipe), store.identity(), strict)
+        return _train(job, engine, display, workers, setup), store.uri_of(folder)
 
 
-def _train(
-    search: SearchConfig,
-    recipe: Recipe,
-    store: Store,
-    folder: str,
-    engine: StartedEngine,
-    display: Display,
-    workers: WorkerSetup,
-    setup: TrialSetup,
-    figures: Mapping[str, float],
-    started: float,
-) -> int:
+def _train(job: Job, engine: StartedEngine, display: Display, workers: WorkerSetup, setup: TrialSetup) -> int:
     """Has Ray Tune run the trials, and writes the results. Returns the exit status."""
-    journal = Journal(store, f"{folder}/decisions")
+    search, recipe, store, folder = job.search, job.recipe, job.store, job.folder
+    journal = job.journal()
     for notice in journal.notices:
         print(f"note: {notice}", flush=True)
     display.phase("starting workers")
-    serving = engine.actor.serve.remote(folder, workers)
+    num_trials = search.num_trials + num_beside(search, job.compared)
+    serving = engine.actor.serve.remote(folder, workers, num_trials)
     _prefetch(engine.actor, search, recipe, setup)
     keep_first_stage_from, _ = extremes(search, recipe, "transition.min_step")
     plan = None if setup.lineage else foretell(store, search, recipe, setup.root_key)
     write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
-    ending = Ending(engine.actor)
-    while True:
-        progress, log = Progress(), TensorBoardLog(store, folder, search.metric)
-        trackers = make_trackers(search, folder)
-        num_noticed = len(journal.notices)
-        try:
-            with LiveView(engine.actor, progress, search, recipe, display), _few_starts_at_once(search):
-                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log, *trackers]))
-        finally:
-            log.close()
-        for notice in journal.notices[num_noticed:]:
-            print(f"note: {notice}", flush=True)
-        num_lost = ending.go_again()
-        if not num_lost:
-            break
-        print(f"note: {num_lost} trials were lost as they began; what is decided is followed again", flush=True)
-        journal = Journal(store, f"{folder}/decisions")
-        ray.get(engine.actor.begin_again.remote())
+    ending, progress = Ending(engine.actor), Progress()
+    others = TrialsBeside(setup, engine.actor, progress.keep_beside)
+    others.start(job.compared, search.num_trials)
+    so_far = _SoFar(job, engine.actor, progress)
+    # A page is not worth waiting for a storage.
+    pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
+    with pages, LiveView(engine.actor, progress, search, recipe, display):
+        while True:
+            log, num_noticed = TensorBoardLog(store, folder, search.metric), len(journal.notices)
+            callbacks = [progress, ending, log, *make_trackers(search, folder)]
+            try:
+                with _few_starts_at_once(search):
+                    _fit(_tuner(search, recipe, engine, setup, journal, ending, callbacks))
+            finally:
+                log.close()
+            for notice in journal.notices[num_noticed:]:
+                display.note(notice)
+            num_lost = ending.go_again()
+            if not num_lost:
+                break
+            display.note(f"{num_lost} trials were lost as they began; what is decided is followed again")
+            journal = job.journal()
+            progress.begin_again()
+            ray.get(engine.actor.begin_again.remote())
+        others.wait(ending.stop_all)
+        if ending.stopped_by is None:
+            again = confirmations(search, recipe, progress.trials.values(), job.compared)
+            others.start(again, search.num_trials + len(job.compared))
+            others.wait(ending.stop_all)
     display.stop()
     trials = list(progress.trials.values())
     if ending.stopped_by is not None:
         trials = with_unfinished(search, trials)
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    seconds = time.monotonic() - started
-    summary = summarise(search, recipe, trials, status, journal.clonings(), figures, seconds, plan)
-    exit_status = _report(store, folder, recipe, summary)
+    exit_status = _report(job, job.summary([*trials, *progress.beside.values()], status, plan))
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
     return exit_status
 
 
-def _report(store: Store, folder: str, recipe: Recipe, summary: Summary) -> int:
+class _SoFar:
+    """What a search has come to while it runs, as the engine and the trials show it."""
+
+    def __init__(self, job: Job, engine: Any, progress: Progress):
+        self._job, self._engine, self._progress = job, engine, progress
+        self._status = EngineStatus()
+
+    def summary(self) -> Summary:
+        """A summary; of the engine the last one known, if it is being restarted or has ended."""
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            self._status = ray.get(self._engine.status.remote(), timeout=_STATUS_SECONDS)
+        return self._job.summary(self._progress.all, self._status)
+
+
+def _report(job: Job, summary: Summary) -> int:
     """Writes the report and tells the user. Returns the exit status."""
-    write_report(store, folder, recipe, summary)
+    write_report(job.store, job.folder, job.recipe, summary)
     for line in report_lines(summary):
         print(line, flush=True)
     if summary.num_by_status[TrialStatus.UNFINISHED]:
         return UNFINISHED
     return 0 if summary.succeeded else 1
-
-
-def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[str, str]) -> str:
-    """Where a search's results are, below the store's root.
-
-    It names what decides the results; where they are kept and on how many workers is left out.
-    """
-    placed = (
-        *("name", "recipe", "storage", "storage_retry_minutes"),
-        *("workers", "max_concurrent_trials", "budget", "trials", "trackers"),
-    )
-    asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
-    identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]
-    return f"searches/{search.name}-{identity}"
-
-
-def _lengthened(recipe: Recipe, num_steps: int) -> Recipe:
-    """The recipe with so many more steps of stage two."""
-    fixed, length = recipe.second_stage.num_steps, recipe.length
-    if fixed is not None:
-        second_stage = dataclasses.replace(recipe.second_stage, num_steps=fixed + num_steps)
-        return dataclasses.replace(recipe, second_stage=second_stage)
-    assert length is not None
-    if length.steps is not None:
-        return dataclasses.replace(recipe, length=dataclasses.replace(length, steps=length.steps + num_steps))
-    cost = length.total + num_steps * length.second_stage
-    return dataclasses.replace(recipe, length=dataclasses.replace(length, cost=cost))
-
-
-def _to_lengthen(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult]) -> bool:
-    """Whether `trials.extend` asks for more than finished trials have."""
-    ends, finished = Ends(recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
-    return search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)
 
 
 def _prefetch(engine: Any, search: SearchConfig, recipe: Recipe, setup: TrialSetup) -> None:

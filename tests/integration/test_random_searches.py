@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.training import code_fingerprint, load_training
-from latentsync_ray.search.run import search_folder
+from latentsync_ray.search.job import search_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 

@@ -183,6 +183,7 @@ def test_the_command_to_go_on_is_the_one_that_was_typed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert going_on() == "the same call"  # this process runs no command
     with pytest.raises(SystemExit):
         run_cli(lambda: print(going_on()))

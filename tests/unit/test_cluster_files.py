@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from packaging.requirements import Requirement
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,21 @@ def test_the_launcher_takes_its_file() -> None:
     config = load("aws.yaml")
     validate_config(prepare_config(config))  # as `ray up` does
     assert config["available_node_types"]["gpu"]["max_workers"] == config["max_workers"]
+
+
+def test_ray_s_autoscaler_reads_kuberay_s_cluster() -> None:
+    """As it does in the cluster, with the launcher's schema: Ray ships none of the RayCluster kind itself."""
+    cluster = load("kuberay.yaml")
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    cluster["metadata"]["namespace"] = "default"  # the server adds it
+    config = _derive_autoscaling_config_from_ray_cr(cluster)
+    types = config["available_node_types"]
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    assert types["gpu"]["resources"]["GPU"] == 1 and (types["gpu"]["min_workers"], types["gpu"]["max_workers"]) == (
+        0,
+        8,
+    )
+    assert config["idle_timeout_minutes"] == 10
 
 
 def test_all_name_the_ray_that_is_installed() -> None:

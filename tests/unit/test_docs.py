@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import documented
 import pytest
 import yaml
 from documented import CANNOT, ELSEWHERE, PAGES, ROOT, all_commands, blocks, entry, inline
+from ray.scripts.scripts import cli
 
 from latentsync_ray.__main__ import COMMANDS, parser_of
 from latentsync_ray.config.fields import fields_of
@@ -54,6 +57,22 @@ def test_a_command_can_be_typed(command: documented.Command, monkeypatch: pytest
             assert (ROOT / word).exists(), word
 
 
+def test_an_option_in_the_text_is_one_of_a_command() -> None:
+    known = {option for command in COMMANDS for option in options_of(parser_of(command))}
+    for page in PAGES:
+        for text in inline(page):
+            if text.startswith("--"):
+                assert text.split()[0].rstrip(":") in known, text
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
+
+
 def test_every_other_command_is_a_make_target_or_is_listed() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z]+) [:?]?=", MAKEFILE, re.MULTILINE))
@@ -64,6 +83,14 @@ def test_every_other_command_is_a_make_target_or_is_listed() -> None:
             assert {argument.partition("=")[0] for argument in arguments[1:]} <= variables
         elif program not in ("latentsync-ray", "cd"):
             assert entry(command) in {*ELSEWHERE, *CANNOT}, command.text
+
+
+def test_ray_s_own_commands_can_be_typed() -> None:
+    for command in all_commands():
+        if command.words[0] == "ray":
+            name, *arguments = command.words[1:]
+            arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+            cli.commands[name].make_context(name, arguments)  # raises what is wrong with them
 
 
 def test_what_is_listed_is_used_and_its_tests_exist() -> None:

@@ -19,7 +19,7 @@ PACKAGE = Path(latentsync_ray.__file__).parent
 def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     listed = capsys.readouterr().out
-    commands = {"store"}
+    commands = {"report", "store"}
     commands |= {file.stem.replace("_", "-") for file in PACKAGE.glob("*.py") if "\nrun_cli" in flat(file)}
     assert commands - {"--main--"} == set(COMMANDS)
     for name, summary in COMMANDS.items():

@@ -63,7 +63,7 @@ class WithoutWorkers(Engine):
 
 def engine_setup(folder: Path, budget: BudgetConfig = BudgetConfig()) -> EngineSetup:  # noqa: B008
     groups = GroupSetup("engine", WorkersConfig(), "trivial:TrivialTraining", str(folder), 300.0, str(folder), False)
-    return EngineSetup(groups, 0, budget, 1)
+    return EngineSetup(groups, 0, budget)
 
 
 def new_engine(folder: Path, budget: BudgetConfig = BudgetConfig()) -> WithoutWorkers:  # noqa: B008
@@ -87,7 +87,7 @@ def lost(parent: Segment, error: str) -> OrderFailure:
 
 def serve(engine: Engine) -> asyncio.Task[None]:
     """What the driver calls once its inputs are ready."""
-    return asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+    return asyncio.create_task(engine.serve("searches/s", WorkerSetup({}), 1))
 
 
 async def until(condition: Callable[[], object]) -> None:

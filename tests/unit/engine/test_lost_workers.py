@@ -51,7 +51,7 @@ class OneGroup(Engine):
         workers = WorkersConfig(stall_minutes=10)
         groups = GroupSetup("engine", workers, "trivial:TrivialTraining", str(folder), 300.0, str(folder), False)
         self.clock = Clock()
-        super().__init__(EngineSetup(groups, 0, BudgetConfig(), 1), self.clock)
+        super().__init__(EngineSetup(groups, 0, BudgetConfig()), self.clock)
         self.ended = list[Rank]()
         self.watch._end = self.ended.extend
         self.number = 0
@@ -85,7 +85,7 @@ class OneGroup(Engine):
 def search(folder: Path, test: Callable[[OneGroup, asyncio.Task[Answer]], object]) -> None:
     async def run() -> None:
         engine = OneGroup(folder)
-        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({}), 1))
         asking = asyncio.create_task(engine.run("t0", "process", "root", PAIR))
         while "group-1" not in engine.pool.runs:
             await asyncio.sleep(0.01)
@@ -206,7 +206,7 @@ def test_a_lineage_that_goes_on_elsewhere_is_told_once(tmp_path: Path) -> None:
 
     async def search() -> None:
         engine = OneGroup(tmp_path)
-        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({})))
+        serving = asyncio.create_task(engine.serve("searches/s", WorkerSetup({}), 1))
         for segment in segments:
             assert isinstance(await engine.run("t0", "process", segments[0].parent, segment), Finished)
         assert [notice.partition(", so")[0] for notice in (await engine.status()).notices] == [

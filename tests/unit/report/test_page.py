@@ -1,206 +1,165 @@
 """The report page: complete, well-formed and self-contained, whatever became of the trials."""
 
-import json
+from __future__ import annotations
+
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import (
+    FOLDER,
+    RATE,
+    WRITTEN,
+    PageParts,
+    make_recipe,
+    make_search,
+    make_summary,
+    make_trial,
+    make_trials,
+    publish_ends,
+    with_metric,
+)
 
-from latentsync_ray.config.domains import Choice, Grid
-from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
+from latentsync_ray.report.answer import Answer, Difference, NextCommand
+from latentsync_ray.report.compose import page_of, reported
+from latentsync_ray.report.origin import write_origin
 from latentsync_ray.report.page import page_html
-from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.report.stored import Progress, Written
+from latentsync_ray.report.trials import TrialResult, TrialStatus
+from latentsync_ray.store import Store
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-GRID = {
-    "transition.at_step": Grid((40, 80)),
-    "second_stage.optimizer.lr": Grid((1e-4, 3e-3)),
-    "second_stage.trainable_modules": Choice((None, ["attn2"])),
-}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and keeps the table's cells and what the page would fetch."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.headings: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        starts = [match.end() for match in re.finditer(r'Plotly\.newPlot\(\s*"\w+",\s*', text)]
-        decoded = [json.JSONDecoder().raw_decode(text, start) for start in starts]
-        self.figures = [traces for traces, _ in decoded]
-        self.layouts = [json.JSONDecoder().raw_decode(text, text.index("{", end))[0] for _, end in decoded]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["td"]:
-            self.rows[-1][-1] += data
-        if self.open[-1:] == ["h2"]:
-            self.headings.append(data)
-
-    def traces(self, mode: str) -> list[dict[str, Any]]:
-        """Of the first figure, the stage tree; without the entries of its legend."""
-        return [trace for trace in self.figures[0] if trace["mode"] == mode and trace["x"] != [None]]
+ANSWER = Answer(
+    best=0,
+    tied=(0, 3),
+    num_pairs=12,
+    num_clips=12,
+    num_groups=1,
+    differences={Role.NEVER: Difference(-0.12, -0.15, -0.09)},
+    parameters=(),
+    sentences=("Leave stage one at step 40.", "Against never leaving: -12 % [-15, -9]."),
+    commands=(NextCommand("train for real", "latentsync-ray train 'a & b'"),),
+    policies=("transition: {at_step: 40}\n",),
+)
 
 
-def results(first: int, second: int, branch: object, value: float = 1.0) -> tuple[Boundary, ...]:
-    """Boundaries of 20 steps in stage one, with keys that trials have in common, and of 10 in stage two."""
-    made: list[Boundary] = []
-    for step in [*range(20, first + 1, 20), *range(first + 10, first + second + 1, 10)]:
-        stage = "first_stage" if step <= first else "second_stage"
-        metrics = {f"val/{term}": value / step for term in ("objective", "recon", "sync", "lpips", "trepa")}
-        key = f"key-{step}" if step <= first else f"key-{branch}-{step}"
-        parent = made[-1].key if made else "root"
-        made.append(Boundary(key, parent, stage, step, max(0, step - first), metrics))
-    return tuple(made)
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path))
+    write_origin(made, FOLDER, make_search(), make_recipe(), "latentsync-ray tune <here>.yaml")
+    return made
 
 
-def with_objective(point: Boundary, value: float) -> Boundary:
-    return replace(point, metrics={**point.metrics, "val/objective": value})
+def render(store: Store, trials: list[TrialResult], progress: Progress = Progress.ENDED, **changes: Any) -> str:
+    summary = replace(make_summary(trials), **changes)
+    written = Written(summary, progress, WRITTEN, "no <room>" if progress is Progress.FAILED else "")
+    return page_html(page_of([reported(store, FOLDER, written)]))
 
 
-def render(trials: list[TrialResult], best: int | None, **search: Any) -> str:
-    summary = Summary(
-        search=SearchConfig("recipe", "a search", **search),
-        trials=tuple(trials),
-        best=None if best is None else trials[best],
-        steps_trained=1234,
-        steps_distinct=2345,
-        steps_without_sharing=5675,
-        steps_unfinished=0,
-        stopped_by=None,
-        worker_seconds=100.0,
-        train_seconds=0.0,
-        validate_seconds=0.0,
-        wall_seconds=3725.4,
-        clonings=(),
-        inputs={},
-        notices=(),
+def test_the_page_begins_with_the_answer_and_its_commands(store: Store) -> None:
+    page = PageParts(render(store, make_trials(), answer=ANSWER))
+    said = [page.text.index(text) for text in (*ANSWER.sentences, ANSWER.commands[0].command, ANSWER.policies[0])]
+    assert said == sorted(said) and said[-1] < page.text.index("Quality against cost")
+    titles = ["Answer", "Quality against cost", "Stage tree", "Curves", "Parameters", "Trials", "How it was made"]
+    assert page.headings == titles
+
+
+def test_nothing_is_loaded_from_elsewhere(store: Store) -> None:
+    trials = make_trials()
+    publish_ends(store, trials)
+    html = render(store, trials)
+    resources = PageParts(html).resources
+    assert len(resources) == 1 + 4  # the icon; best, runner-up and two baselines
+    assert all(resource.startswith("data:") for resource in resources)
+    assert "default-src 'none'" in html and "@import" not in html and "url(" not in html.split("<script>")[0]
+
+
+def test_pictures_are_of_the_best_the_runner_up_and_the_baselines(store: Store) -> None:
+    trials = make_trials()
+    publish_ends(store, trials)
+    page = PageParts(render(store, trials))
+    found = re.findall(r"(best|runner-up|never leaving stage one|the recipe as shipped) \(trial (\d+)\)", page.text)
+    assert found == [
+        ("best", "3"),
+        ("runner-up", "0"),
+        ("never leaving stage one", "6"),
+        ("the recipe as shipped", "7"),
+    ]
+    assert "2.x" in page.text  # the environment of the best one's record
+
+
+def test_the_table_has_finished_trials_first_and_the_best_at_the_top(store: Store) -> None:
+    page = PageParts(render(store, make_trials()))
+    assert page.cells("trial") == ["3", "7", "0", "6", "4", "1", "5", "2"]
+    assert page.cells("status")[-1] == "diverged" and page.cells("error")[-1] == "it grew"
+    assert page.cells("kind")[1] == "the recipe as shipped"
+
+
+def test_the_source_of_a_search_is_there_to_be_copied(store: Store) -> None:
+    page = PageParts(render(store, make_trials()))
+    assert "latentsync-ray tune <here>.yaml" in page.text
+    assert f"{store.root}/{FOLDER}/search.yaml" in page.text
+    assert "report_every_steps: 20" in page.text and "at_step:" in page.text
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (Progress.RUNNING, "still running when this page was written"),
+        (Progress.INTERRUPTED, "interrupted; the same command goes on"),
+        (Progress.FAILED, "failed: no <room>"),
+    ],
+)
+def test_a_search_that_has_not_ended_says_so(store: Store, progress: Progress, said: str) -> None:
+    trials = [make_trial(0, 40, 1e-4, TrialStatus.RUNNING, 20), TrialResult(1, {RATE: 2e-4})]
+    page = PageParts(render(store, trials, progress))
+    assert said in page.text and "No trial has run to its end." in page.text
+    assert page.cells("status") == ["running", "running"]
+    assert len(page.traces("cost")[1]["x"]) == 1
+
+
+def test_what_trials_say_is_text_and_no_markup(store: Store) -> None:
+    error = "RuntimeError: <script>no</script> & so on"
+    trials = [make_trial(0, 40, 1e-4), TrialResult(1, {RATE: "<b>"}, status=TrialStatus.FAILED, error=error)]
+    html = render(store, trials)
+    page = PageParts(html)
+    assert page.cells("error") == ["", error] and page.cells(RATE) == ["1e-4", "<b>"]
+    assert "<script>no" not in html and "&lt;b&gt;" in page.json["page-data"]["facts"]["1"]
+
+
+def test_without_a_result_there_is_no_chart_and_no_script_for_any(store: Store) -> None:
+    html = render(store, [TrialResult(0, {}, status=TrialStatus.FAILED, error="RuntimeError: gone")])
+    page = PageParts(html)
+    assert page.headings == ["Answer", "Trials", "How it was made"]
+    assert page.cells("error") == ["RuntimeError: gone"] and len(html) < 50_000
+
+
+def test_plotly_is_there_once(store: Store) -> None:
+    assert render(store, make_trials()).count("plotly.js v") == 1
+
+
+@pytest.mark.parametrize(("mode", "bad"), [("min", 1000.0), ("max", -1000.0)])
+def test_a_diverged_branch_does_not_flatten_the_others(store: Store, mode: str, bad: float) -> None:
+    trials = [
+        with_metric(make_trial(n, step, 1e-4), objective=0.01 if n else bad) for n, step in enumerate((40, 60, 80))
+    ]
+    search = make_search(mode=mode)
+    page = PageParts(render(store, trials, search=search, best=trials[1]))
+    for chart in ("tree", "cost"):
+        low, high = page.json[f"{chart}-data"]["layout"]["yaxis"]["range"]
+        assert low < 0.01 < high and high - low < 1
+
+
+def test_several_searches_are_set_side_by_side(store: Store) -> None:
+    one = reported(
+        store, FOLDER, Written(replace(make_summary(make_trials()), answer=ANSWER), Progress.ENDED, WRITTEN)
     )
-    return page_html(summary)
-
-
-def grid_trials() -> list[TrialResult]:
-    trials = []
-    for number in range(8):
-        at_step, lr, modules = (40, 80)[number & 1], (1e-4, 3e-3)[number >> 1 & 1], (None, ["attn2"])[number >> 2]
-        parameters = {
-            "transition.at_step": at_step,
-            "second_stage.optimizer.lr": lr,
-            "second_stage.trainable_modules": modules,
-        }
-        done = number % 3 == 0
-        status = TrialStatus.FINISHED if done else TrialStatus.STOPPED
-        trials.append(TrialResult(number, parameters, results(at_step, 40 if done else 20, number), status))
-    return trials
-
-
-def test_search():
-    text = render(grid_trials(), best=3, param_space=GRID)
-    page = Page(text)
-
-    assert page.fetched == []
-    assert page.headings == ["Stage tree", "Parameters", "Validation terms of trial 3", "Trials"]
-    assert len(page.figures[1]) == 3  # one panel a parameter
-    assert len(page.figures[2]) == 2 * 4  # two stages of four terms
-    # Those that ran to their end come first, the best of them at the top.
-    assert [row[0] for row in page.rows[1:]] == ["3", "0", "6", "1", "5", "7", "2", "4"]
-    assert {"1,234", "2.42", "1:02:05"} <= set(re.findall(r"<b>(.*?)</b>", text))
-
-
-def test_stage_tree_draws_stage_one_once_and_every_branch_from_its_transition():
-    page = Page(render(grid_trials(), best=3, param_space=GRID))
-
-    trunk, *branches = page.traces("lines")
-    assert trunk["x"] == [20, 40, 60, 80]
-    assert sorted(branch["x"][0] for branch in branches) == [40] * 4 + [80] * 4
-    assert len({branch["line"]["color"] for branch in branches}) == 2  # as many as learning rates
-    symbols = [end["marker"]["symbol"] for end in page.traces("markers")]
-    assert sorted(symbols) == ["circle"] * 2 + ["star"] + ["x"] * 5
-
-
-def test_stage_one_that_differs_is_drawn_for_each():
-    trials = [
-        TrialResult(
-            number,
-            {},
-            tuple(replace(point, key=f"{point.key}-{number}") for point in results(40, 20, number)),
-            TrialStatus.FINISHED,
-        )
-        for number in range(2)
-    ]
-    assert [trace["x"] for trace in Page(render(trials, best=0)).traces("lines")][:2] == [[20, 40]] * 2
-
-
-def test_one_trial_without_parameters():
-    page = Page(render([TrialResult(0, {}, results(40, 20, 0), TrialStatus.FINISHED)], best=0))
-    assert page.headings == ["Stage tree", "Validation terms of trial 0", "Trials"]
-    assert [trace["x"] for trace in page.traces("lines")] == [[20, 40], [40, 50, 60]]
-
-
-def test_second_stage_not_reached():
-    page = Page(render([TrialResult(0, {}, results(60, 0, 0), TrialStatus.STOPPED)], best=0))
-    assert [trace["x"] for trace in page.traces("lines")] == [[20, 40, 60], []]
-    assert page.rows[1][:5] == ["0", "stopped", "0.01667", "-", "60"]
-
-
-def test_failed_trials_and_trials_without_results():
-    names = {"second_stage.optimizer.lr": {"loguniform": [1e-5, 1e-2]}}
-    values = [{"second_stage.optimizer.lr": 10.0 ** (number - 5)} for number in range(4)]
-    *points, last = results(40, 10, 1)
-    trials = [
-        TrialResult(0, values[0], results(40, 20, 0), TrialStatus.FINISHED),
-        TrialResult(1, values[1], (*points, with_objective(last, float("nan"))), TrialStatus.FAILED),
-        TrialResult(2, values[2], status=TrialStatus.FAILED, error="RuntimeError: <script>no</script> & so on"),
-        TrialResult(3, values[3]),
-    ]
-    text = render(trials, best=0, param_space=names)
-    page = Page(text)
-
-    assert {row[0]: row[1] for row in page.rows[1:]} == {
-        "0": "finished",
-        "1": "failed",
-        "2": "failed",
-        "3": "running",
-    }
-    assert trials[2].error in [row[-1] for row in page.rows[1:]]
-    assert "<script>no" not in text
-
-
-def test_nothing_reported():
-    page = Page(render([TrialResult(0, {}, status=TrialStatus.FAILED, error="RuntimeError: gone")], best=None))
-    assert page.headings == ["Trials"]
-    assert page.rows[1][-1] == "RuntimeError: gone"
-
-
-@pytest.mark.parametrize(("mode", "good"), [("min", 0.2), ("max", 0.8)])
-def test_a_diverged_branch_does_not_flatten_the_others(mode, good):
-    bad = 1000.0 if mode == "min" else -1000.0
-    trials = []
-    for number in range(4):
-        *points, last = (with_objective(point, 0.5) for point in results(40, 20, number))
-        end = with_objective(last, bad if number == 3 else good)
-        trials.append(TrialResult(number, {}, (*points, end), TrialStatus.FINISHED))
-    low, high = Page(render(trials, best=0, mode=mode)).layouts[0]["yaxis"]["range"]
-    assert low < 0.5 < high
-    assert low < good < high
-    assert high - low < 10
+    other = Written(make_summary([make_trial(0, 60, 1e-4)], make_search(name="b")), Progress.RUNNING, WRITTEN)
+    page = PageParts(page_html(page_of([one, reported(store, FOLDER, other)])))
+    assert ANSWER.sentences[0] in page.text and "B: still running" in page.text
+    assert page.cells("trial")[:3] == ["A 3", "A 7", "B 0"]
+    ends = page.traces("tree")[-1]
+    assert set(ends["customdata"]) == set(page.cells("trial"))
+    assert len({colour for colour, label in zip(ends["marker"]["color"], ends["customdata"], strict=True)}) == 2

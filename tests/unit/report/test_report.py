@@ -17,6 +17,7 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
+from latentsync_ray.report.origin import write_origin
 from latentsync_ray.report.report import report_lines, write_report
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus, best_trial, with_unfinished
@@ -32,6 +33,10 @@ STATUS = EngineStatus(
     worker_seconds=9.0,
     notices=("group-1: first_stage to step 20: a worker was lost",),
 )
+
+
+def no_terms(key: str) -> None:
+    """As of a store without terms."""
 
 
 def search(mode: str = "min") -> SearchConfig:
@@ -115,12 +120,13 @@ def recipe() -> Recipe:
 
 
 def summary_of(recipe: Recipe, *trials: TrialResult) -> Summary:
-    return summarise(search(), recipe, trials, STATUS, [], FIGURES, 12.5)
+    return summarise(search(), recipe, trials, STATUS, [], FIGURES, 12.5, no_terms, "/r/searches/s")
 
 
 def report(recipe: Recipe, folder: Path, *trials: TrialResult) -> Summary:
-    summary = summary_of(recipe, *trials)
-    write_report(Store(str(folder)), "searches/s", recipe, summary)
+    summary, store = summary_of(recipe, *trials), Store(str(folder))
+    write_origin(store, "searches/s", search(), recipe, "")
+    write_report(store, "searches/s", recipe, summary)
     return summary
 
 
@@ -137,7 +143,13 @@ def test_the_summary_counts_every_step_once(recipe: Recipe) -> None:
     assert summary.steps_trained == 30
     assert (summary.train_seconds, summary.validate_seconds) == (5.0, 0.75)
 
-    said = "\n".join(report_lines(summary))
+    lines = report_lines(summary)
+    assert summary.answer is not None and tuple(lines[: len(summary.answer.sentences)]) == summary.answer.sentences
+    assert lines[-2:] == [
+        "to write the best UNet for LatentSync's own scripts:",
+        "  python -m latentsync_ray.export /r/searches/s trial1.pt",
+    ]
+    said = "\n".join(lines)
     assert "best: trial 1, val/objective 1.5, transition at step 40" in said
     assert "transition.at_step 40, second_stage.optimizer.implementation fused\n" in said
     assert "steps: 30 trained now, 80 distinct, 140 without sharing (factor 1.75)" in said
@@ -149,6 +161,11 @@ def test_summary_json_has_what_the_readme_names(recipe: Recipe, tmp_path: Path) 
     best = {"trial": 1, "status": "finished", "transition.at_step": 40, "transition_step": 40}
     assert best.items() <= written.pop("best").items()
     del written["checksum"]
+    answer = written.pop("answer")
+    assert (answer["best"], answer["tied"], answer["num_pairs"], answer["differences"]) == (1, [1], 0, {})
+    assert answer["sentences"][0].startswith(
+        "Leave stage one at step 40 (val/objective 1.5); how sure that is is not"
+    )
     assert written == {
         "trials": 2,
         "trials_by_status": {"finished": 2, "stopped": 0, "diverged": 0, "failed": 0, "unfinished": 0},
@@ -178,6 +195,7 @@ def test_the_table_has_a_row_for_every_trial(recipe: Recipe, tmp_path: Path) -> 
     assert [row["trial"] for row in rows] == ["0", "1", "3"]
     assert rows[0] == {
         "trial": "0",
+        "role": "searched",
         "status": "finished",
         "transition.at_step": "20",
         "second_stage.optimizer.implementation": "",
@@ -259,7 +277,7 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(recipe: Recipe, tm
         *((number, "unfinished") for number in (1, 2, 3)),
     ]
     stopped = replace(STATUS, stopped_by=Exceeded("gpu_hours", 2, 1))
-    summary = summarise(asked, recipe, trials, stopped, [], {}, 12.5)
+    summary = summarise(asked, recipe, trials, stopped, [], {}, 12.5, no_terms, "/r/searches/s")
     assert summary.num_by_status[TrialStatus.UNFINISHED] == 3 and len(summary.trials) == 4
     assert summary.stopped_by == stopped.stopped_by
     left = recipe.second_stage.num_steps - 10 + 2 * (recipe.transition.max_step + recipe.second_stage.num_steps)
@@ -269,6 +287,7 @@ def test_a_search_that_a_budget_has_stopped_says_what_is_left(recipe: Recipe, tm
         "raise it and run the same command again to go on"
     )
     store = Store(str(tmp_path))
+    write_origin(store, "searches/s", asked, recipe, "")
     write_report(store, "searches/s", recipe, summary)
     for made in trials:
         publish_last(store, made)
