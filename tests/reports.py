@@ -111,7 +111,9 @@ def make_trials() -> list[TrialResult]:
 
 def make_summary(trials: Sequence[TrialResult], search: SearchConfig | None = None) -> Summary:
     """What a search with these trials has come to."""
-    return summarise(search or make_search(), make_recipe(), trials, STATUS, [], {}, 3725.4)
+    return summarise(
+        search or make_search(), make_recipe(), trials, STATUS, [], {}, 3725.4, lambda key: None, "/r/searches/s"
+    )
 
 
 def make_written(trials: Sequence[TrialResult], progress: Progress = Progress.ENDED) -> Written:
