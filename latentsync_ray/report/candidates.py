@@ -8,12 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from latentsync_ray.config.plain import Parameters
-from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
+from latentsync_ray.config.search import POPULATION_SCHEDULERS, SEEDS, SearchConfig
 from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.trials import TrialResult, TrialStatus
-
-SEEDS = ("seed", "second_stage.seed")
-"""Parameters that say nothing about a recipe: trials that differ in them alone are one candidate."""
 
 
 @dataclass(frozen=True)

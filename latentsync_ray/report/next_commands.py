@@ -16,9 +16,8 @@ from latentsync_ray.config.loading import with_values_of_type
 from latentsync_ray.config.plain import Plain
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.schema import all_complaints
-from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.search import POPULATION_SCHEDULERS, SEEDS, SearchConfig
 from latentsync_ray.report.answer import NextCommand, ParameterAnswer
-from latentsync_ray.report.candidates import SEEDS
 from latentsync_ray.report.ranges import finer, wider
 from latentsync_ray.report.ranking import Ranking
 
@@ -93,7 +92,7 @@ class _Again:
 
     def confirmed(self, num_candidates: int) -> str | None:
         """Trains the best candidates again."""
-        if not hasattr(self._search, "confirm"):
+        if self._search.trial_scheduler.name in POPULATION_SCHEDULERS:
             return None
         return self._with({}, {}, confirm={"top": min(_CONFIRMED, num_candidates), "seeds": _SEEDS})
 
@@ -177,7 +176,7 @@ class _Again:
 def _has_seeds(search: SearchConfig, ranking: Ranking) -> bool:
     """Whether something is known of other seeds already."""
     several = any(len(candidate.trials) > 1 or candidate.is_confirmed for candidate in ranking.candidates)
-    return several or any(name in SEEDS for name in search.param_space)
+    return several or search.confirm.top > 0 or any(name in SEEDS for name in search.param_space)
 
 
 def _short(folder: str) -> str:

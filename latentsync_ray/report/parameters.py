@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from latentsync_ray.config.domains import Domain
 from latentsync_ray.config.plain import Plain
-from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.search import SEEDS, SearchConfig
 from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.answer import ParameterAnswer
-from latentsync_ray.report.candidates import SEEDS
 from latentsync_ray.report.ranges import at_edge
 from latentsync_ray.report.ranking import Ranking
 from latentsync_ray.report.trials import TrialResult, TrialStatus

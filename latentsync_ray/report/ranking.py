@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from latentsync_ray.config.recipe import Recipe
-from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.search import SEEDS, SearchConfig
 from latentsync_ray.core.baselines import BASELINES, Role
 from latentsync_ray.report.answer import Difference
 from latentsync_ray.report.candidates import (
-    SEEDS,
     Candidate,
     best_candidate,
     candidates,
@@ -63,7 +62,7 @@ def rank(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult], te
     best = best_candidate(search, found)
     if best is None:
         return None
-    baselines = _baselines(search, trials, found)
+    baselines = _baselines(search, trials, found, found[best])
     pairs = Pairs(search, recipe, terms_of)
     rows = [pairs.mean(candidate) for candidate in found]
     values, clusters = [row for row in rows if row is not None], pairs.clusters
@@ -89,24 +88,31 @@ def rank(search: SearchConfig, recipe: Recipe, trials: Sequence[TrialResult], te
 
 
 def _baselines(
-    search: SearchConfig, trials: Sequence[TrialResult], found: Sequence[Candidate]
+    search: SearchConfig, trials: Sequence[TrialResult], found: Sequence[Candidate], best: Candidate
 ) -> dict[Role, Candidate]:
-    """The baselines that ran to their ends; one that is also among the candidates is that candidate."""
+    """The baselines that ran to their ends, under the best candidate's seeds if they were trained under these.
+
+    One that is also among the candidates is that candidate.
+    """
     owners = {trial.key: candidate for candidate in found for trial in candidate.all_trials}
+    seeds = {_seed(trial) for trial in best.trials}
     made = {}
     for role in BASELINES:
-        for trial in trials:
-            if trial.role == role and has_result(search, trial):
-                own = Candidate(without_seeds(trial.config), trial.number, (trial,), (trial,))
-                made[role] = owners.get(trial.key, own)
+        ran = [trial for trial in trials if trial.role == role and has_result(search, trial)]
+        alike = [trial for trial in ran if _seed(trial) in seeds] or ran
+        if alike:
+            one = alike[0]
+            own = Candidate(without_seeds(one.config), one.number, tuple(alike), tuple(ran))
+            made[role] = owners.get(one.key, own)
     return made
 
 
+def _seed(trial: TrialResult) -> Hashable:
+    return tuple(str(trial.config.get(name)) for name in SEEDS)
+
+
 def _by_seed(search: SearchConfig, candidate: Candidate) -> dict[Hashable, float]:
-    return {
-        tuple(str(trial.config.get(name)) for name in SEEDS): trial.metrics[search.metric]
-        for trial in candidate.trials
-    }
+    return {_seed(trial): trial.metrics[search.metric] for trial in candidate.trials}
 
 
 def _with_seeds(samples: Samples, seeds: SeedVariance, found: Sequence[Candidate]) -> Samples:
