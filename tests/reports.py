@@ -20,11 +20,12 @@ from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.plain import Plain
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.messages import EngineStatus, StageTotals
 from latentsync_ray.report.stored import Progress, Written
 from latentsync_ray.report.summary import Summary, summarise
-from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.store import Store
 
 FOLDER = "searches/s-1"

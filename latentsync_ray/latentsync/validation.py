@@ -12,6 +12,9 @@ from latentsync_ray.latentsync.batches import UNET_INPUTS, Batch, Samples, colla
 from latentsync_ray.latentsync.config import LOSS_TERMS, LossConfig, ValidationConfig
 from latentsync_ray.latentsync.objective import Objective, decode_video
 
+MOST_SYNC_LOSS = 5.0
+"""Of one pair. Where SyncNet sees no similarity at all, torch cuts the loss off at 100 and less decides nothing: one
+pair of 48 then moves the mean by 2, more than all that is compared. 5 is the loss of a similarity of 0.007."""
 _INPUTS = (*UNET_INPUTS, "frames", "mel")
 
 
@@ -41,6 +44,8 @@ class Validation:
             numbers = own[start : start + self.config.batch_size]
             batch = self._batch([pairs[number] for number in numbers], device)
             for number, terms in zip(numbers, objective.terms_of_each(unet, batch, everything), strict=True):
+                if "sync" in terms:
+                    terms["sync"] = terms["sync"].clamp(max=MOST_SYNC_LOSS)
                 values[:, number] = torch.stack([terms[name].float() for name in names])
         if self.world_size > 1:
             dist.all_reduce(values)  # each pair is one rank's, and zero with the others

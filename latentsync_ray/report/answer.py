@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentsync_ray.config.plain import Plain
-from latentsync_ray.report.trials import Role
+from latentsync_ray.core.baselines import Role
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ from functools import cached_property
 from string import ascii_uppercase
 
 from latentsync_ray.config.plain import Plain
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.palette import LIGHT, series_colours
 from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import Role, TrialResult
+from latentsync_ray.report.trials import TrialResult
 from latentsync_ray.report.words import value_text
 
-MAX_LINES = 150
-"""Most trials whose curves are drawn: more cannot be told apart."""
+MAX_LINES, NUM_BEST_LINES = 150, 50
+"""Of more trials than this many, the curves of so many are drawn: more cannot be told apart."""
+MAX_CLEAR = 200
+"""Of more trials than this, marks are small and have no outline."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Board:
 
     @cached_property
     def colours(self) -> dict[str, str]:
-        """A colour for each value of `colour_by`, as text."""
+        """The colour of each value of `colour_by`, as text."""
         if self.colour_by == "search":
             return series_colours(list(dict.fromkeys(entry.search for entry in self.started)))
         valued = [entry for entry in self.started if self.colour_by in entry.trial.config]
@@ -70,13 +73,16 @@ class Board:
         """Whether these are trials of several searches."""
         return self.colour_by == "search"
 
-    def colour_value(self, entry: Entry) -> str:
-        """The value, as text, that colours a trial."""
-        return entry.search if self.several else value_text(entry.trial.config.get(self.colour_by))
-
     def colour(self, entry: Entry) -> str:
-        """A trial's colour; that of text for baselines that have not the value."""
-        return self.colours.get(self.colour_value(entry), LIGHT.ink)
+        """A trial's colour; that of text for one that has not the value, such as a baseline."""
+        return self._colour_of[entry.label]
+
+    @cached_property
+    def _colour_of(self) -> dict[str, str]:
+        return {entry.label: self.colours.get(self._colour_value(entry), LIGHT.ink) for entry in self.entries}
+
+    def _colour_value(self, entry: Entry) -> str:
+        return entry.search if self.several else value_text(entry.trial.config.get(self.colour_by))
 
     def value(self, entry: Entry) -> float:
         """A trial's metric at its last boundary; infinitely bad if it is not finite or not there."""
@@ -93,8 +99,9 @@ class Board:
         if len(self.started) <= MAX_LINES:
             return self.started
         kept = [entry for entry in self.started if entry.is_best or entry.trial.role is not Role.SEARCHED]
-        kept += [entry for entry in self.ranked(self.started) if entry not in kept][: MAX_LINES - len(kept)]
         labels = {entry.label for entry in kept}
+        others = [entry.label for entry in self.ranked(self.started) if entry.label not in labels]
+        labels |= set(others[: max(0, NUM_BEST_LINES - len(kept))])
         return tuple(entry for entry in self.started if entry.label in labels)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from latentsync_ray.config.plain import Parameters
 from latentsync_ray.config.search import POPULATION_SCHEDULERS, SEEDS, SearchConfig
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.core.baselines import Role
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 
 @dataclass(frozen=True)

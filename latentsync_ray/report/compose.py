@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from latentsync_ray.cli import program
+from latentsync_ray.core.baselines import BASELINES
 from latentsync_ray.report.board import Board, board_of, search_letters
 from latentsync_ray.report.charts.common import BASELINE_SYMBOL, BEST_SYMBOL, SYMBOLS
 from latentsync_ray.report.charts.cost import quality_against_cost
@@ -20,7 +20,6 @@ from latentsync_ray.report.page_table import page_table
 from latentsync_ray.report.pictures import Evidence, evidence_of
 from latentsync_ray.report.stored import Progress, Written
 from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import BASELINES
 from latentsync_ray.report.words import facts, value_text
 from latentsync_ray.store import Store
 
@@ -126,10 +125,15 @@ def _cards(summary: Summary) -> tuple[Card, ...]:
 
 
 def _key(board: Board) -> tuple[Mark, ...]:
-    """The colours, of which at most a few are named where there are many, and the symbols that occur."""
-    values = list(board.colours.items())
-    values = [*values[:: math.ceil(len(values) / 8)], values[-1]] if len(values) > 8 else values
-    colours = [Mark(text, colour=colour) for text, colour in dict(values).items() if board.colour_by]
+    """The colours, a range of values where neighbours share one, and the symbols that occur."""
+    by_colour: dict[str, list[str]] = {}
+    for text, colour in board.colours.items():
+        by_colour.setdefault(colour, []).append(text)
+    colours = [
+        Mark(texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}", colour=colour)
+        for colour, texts in by_colour.items()
+        if board.colour_by
+    ]
     by_symbol: dict[str, list[str]] = {}
     for status, symbol in SYMBOLS.items():
         if any(entry.trial.status is status for entry in board.started):

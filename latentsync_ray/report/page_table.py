@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from html import escape
 
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.board import Board, Entry
 from latentsync_ray.report.charts.common import symbol
-from latentsync_ray.report.trials import Role, TrialStatus
+from latentsync_ray.report.trials import TrialStatus
 from latentsync_ray.report.words import facts, value_text
 
 

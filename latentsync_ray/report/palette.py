@@ -33,6 +33,8 @@ class Palette:
 LIGHT = Palette("#1f2933", "#52606d", "#dfe4ea", "#f5f7fa", "#fefefe", "#0b6aa2")
 DARK = Palette("#e4e9ef", "#a3afbc", "#38424d", "#11161c", "#1a2129", "#6cbdf2")
 """The page's script puts these in place of the light ones, in the charts too."""
+_MAX_SHADES = 8
+"""Of Viridis, that can be told apart."""
 _OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 
@@ -42,10 +44,11 @@ def palettes() -> Settings:
 
 
 def series_colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each of some values, in their order."""
+    """Colours for some values, in their order: one for each, or, of many, one for neighbours together."""
     if len(names) <= len(_OKABE_ITO):
         return dict(zip(names, _OKABE_ITO, strict=False))
     from plotly.colors import sample_colorscale
 
-    places = [0.06 + 0.82 * index / (len(names) - 1) for index in range(len(names))]
-    return dict(zip(names, sample_colorscale("Viridis", places), strict=True))
+    num_shades = min(len(names), _MAX_SHADES)
+    shades = sample_colorscale("Viridis", [0.06 + 0.82 * index / (num_shades - 1) for index in range(num_shades)])
+    return {name: shades[index * num_shades // len(names)] for index, name in enumerate(names)}

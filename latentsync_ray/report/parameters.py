@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from latentsync_ray.config.domains import Domain
 from latentsync_ray.config.plain import Plain
 from latentsync_ray.config.search import SEEDS, SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.answer import ParameterAnswer
 from latentsync_ray.report.ranges import at_edge
 from latentsync_ray.report.ranking import Ranking
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 _JUDGED = (TrialStatus.FINISHED, TrialStatus.STOPPED, TrialStatus.DIVERGED)
 

@@ -7,9 +7,10 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from latentsync_ray.core.baselines import BASELINES, Role
 from latentsync_ray.core.record import Record
 from latentsync_ray.report.summary import Summary
-from latentsync_ray.report.trials import BASELINES, Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.report.words import value_text
 from latentsync_ray.store import DamagedEntryError, Store
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SEEDS, SearchConfig
+from latentsync_ray.core.baselines import BASELINES, Role
 from latentsync_ray.report.answer import Difference
 from latentsync_ray.report.candidates import (
     Candidate,
@@ -21,7 +22,7 @@ from latentsync_ray.report.comparison import Interval, relative_difference, tied
 from latentsync_ray.report.pairs import Pairs, TermsOf
 from latentsync_ray.report.samples import Samples
 from latentsync_ray.report.seeds import SeedSpread, SeedVariance
-from latentsync_ray.report.trials import BASELINES, Role, TrialResult
+from latentsync_ray.report.trials import TrialResult
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from latentsync_ray.config.domains import Choice, Grid
 from latentsync_ray.config.plain import Plain
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.answer import Difference, NextCommand, ParameterAnswer
 from latentsync_ray.report.next_commands import CONFIRM, WIDER
 from latentsync_ray.report.ranges import is_high
 from latentsync_ray.report.ranking import Ranking
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.report.words import interval_text, listed, percent_text, short_text
 
 _THRESHOLD = "transition.at_step"

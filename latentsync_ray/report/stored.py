@@ -14,10 +14,10 @@ from typing import Any
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import settings
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.report.answer import Answer, Difference, NextCommand, ParameterAnswer
 from latentsync_ray.report.summary import Cloning, Summary
-from latentsync_ray.report.trials import Role
 from latentsync_ray.report.trials_file import read_trials, trial_from_plain
 from latentsync_ray.store import DamagedEntryError, Store
 

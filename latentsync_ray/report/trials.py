@@ -9,6 +9,7 @@ from enum import StrEnum
 from latentsync_ray.config.plain import Parameters
 from latentsync_ray.config.recipe import SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.segment import Metrics, Segment
 
 
@@ -24,25 +25,6 @@ class TrialStatus(StrEnum):
     UNFINISHED = "unfinished"
     """A budget was used up before its end."""
     RUNNING = "running"
-
-
-class Role(StrEnum):
-    """Why a trial was trained."""
-
-    SEARCHED = "searched"
-    """It is one of the search's own."""
-    NEVER = "never leaving stage one"
-    """Baseline: stage one to the full length."""
-    FIRST = "leaving at the first threshold"
-    """Baseline: the search's earliest transition, with the recipe's other values."""
-    SHIPPED = "the recipe as shipped"
-    """Baseline: the recipe with its own transition policy."""
-    CONFIRMING = "confirming"
-    """It trains one of the best trials again under other draws."""
-
-
-BASELINES = (Role.NEVER, Role.FIRST, Role.SHIPPED)
-"""The roles of trials that others are compared with."""
 
 
 @dataclass(frozen=True, slots=True)

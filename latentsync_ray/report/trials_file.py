@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
+from latentsync_ray.core.baselines import Role
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.store import TRIALS_FILE, DamagedEntryError, Store
 
 _ENDED = (TrialStatus.FINISHED, TrialStatus.STOPPED, TrialStatus.DIVERGED)

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from latentsync_ray.config.domains import Grid
-from latentsync_ray.config.length import first_stage_steps
-from latentsync_ray.config.lengths import extremes, has_fixed_second_stage, longest_trial
-from latentsync_ray.config.plain import Settings, plain
 from latentsync_ray.config.recipe import Recipe
-from latentsync_ray.config.search import SEEDS, SearchConfig
+from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Asked, Role
 from latentsync_ray.core.hashing import digest
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus, best_first
+from latentsync_ray.report.trials import TrialResult, TrialStatus, best_first
 from latentsync_ray.search.reported import Reported, with_report
 from latentsync_ray.search.trial import name_of
 from latentsync_ray.search.walk import TrialSetup, Walk
 
-_THRESHOLD = "transition.at_step"
 _LOOK_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A trial that is to be trained beside the search's own."""
-
-    role: Role
-    """Why."""
-    values: Settings
-    """Its own values of the recipe, by dotted name."""
-
-    def is_in(self, trials: Iterable[TrialResult]) -> bool:
-        """Whether it is among trials."""
-        return any(trial.role == self.role and trial.config == self.values for trial in trials)
-
-
-def baselines(search: SearchConfig, recipe: Recipe, shipped: Recipe) -> list[Asked]:
-    """What the best trial of a search is compared with, for each seed of the space.
-
-    Args:
-        search: Those that do not share, or that go on from a segment, have no baselines.
-        recipe: The recipe before a trial's own values.
-        shipped: The recipe as its files have it, whose transition policy is a baseline.
-    """
-    if not (search.baselines and search.share) or search.start_from is not None:
-        return []
-    every = recipe.first_stage.report_every_steps
-    whole = None if has_fixed_second_stage(search) else first_stage_steps(recipe)
-    never: Settings = {"transition.plateau": None, "transition.below": None, _THRESHOLD: None}
-    if whole is None:
-        longest = longest_trial(search, recipe)
-        whole = longest.first_stage + longest.second_stage
-        never |= {"length": {"steps": whole}, "second_stage.num_steps": None}
-    # Beyond the last boundary, so that the policy never has a say.
-    kinds = {Role.NEVER: never | {"transition.max_step": (whole // every + 1) * every}}
-    if _THRESHOLD in search.param_space:
-        kinds[Role.FIRST] = {_THRESHOLD: extremes(search, recipe, _THRESHOLD)[0]}
-    own = {f.name: getattr(shipped.transition, f.name) for f in fields(shipped.transition)}
-    kinds[Role.SHIPPED] = {
-        f"transition.{name}": plain(value) for name, value in own.items() if value != getattr(recipe.transition, name)
-    }
-    space = search.param_space.items()
-    seeds = {name: domain.listed for name, domain in space if name in SEEDS and isinstance(domain, Grid)}
-    draws = [dict(zip(seeds, values, strict=True)) for values in itertools.product(*seeds.values())]
-    return [Asked(role, {**values, **draw}) for role, values in kinds.items() for draw in draws]
 
 
 def confirmations(
@@ -91,6 +41,11 @@ def confirmations(
     seed = "seed" if confirm.whole else "second_stage.seed"
     draws = [{seed: recipe.seed + number} for number in range(1, confirm.seeds + 1)]
     return [Asked(asked.role, {**asked.values, **draw}) for asked in again for draw in draws]
+
+
+def is_among(asked: Asked, trials: Iterable[TrialResult]) -> bool:
+    """Whether what is asked for is there already."""
+    return any(trial.role == asked.role and trial.config == asked.values for trial in trials)
 
 
 def num_beside(search: SearchConfig, compared: Sequence[Asked]) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from latentsync_ray.config.plain import settings, without
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Asked
 from latentsync_ray.core.forecast import Forecast
 from latentsync_ray.core.hashing import digest
 from latentsync_ray.core.segment import NUMERICS
@@ -19,7 +20,7 @@ from latentsync_ray.report.pairs import stored_terms
 from latentsync_ray.report.remaining import Ends
 from latentsync_ray.report.summary import Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus
-from latentsync_ray.search.beside import Asked, confirmations
+from latentsync_ray.search.beside import confirmations, is_among
 from latentsync_ray.search.journal import Journal
 from latentsync_ray.store import Store
 
@@ -50,7 +51,7 @@ class Job:
     def goes_on(self, trials: Sequence[TrialResult]) -> bool:
         """Whether more is asked for than a finished search has: longer trials, or trials beside its own."""
         beside = [*self.compared, *confirmations(self.search, self.recipe, trials, self.compared)]
-        if not all(asked.is_in(trials) for asked in beside):
+        if not all(is_among(asked, trials) for asked in beside):
             return True
         ends, finished = Ends(self.recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
         return self.search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)

@@ -19,6 +19,7 @@ from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.plain import Settings, settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import baselines
 from latentsync_ray.core.course import first_stage_segments
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
@@ -32,7 +33,7 @@ from latentsync_ray.report.report import PAGE_FILE, report_lines, write_report
 from latentsync_ray.report.summary import Summary
 from latentsync_ray.report.trials import TrialStatus, with_unfinished
 from latentsync_ray.report.trials_file import read_finished, write_trials
-from latentsync_ray.search.beside import TrialsBeside, baselines, confirmations, num_beside
+from latentsync_ray.search.beside import TrialsBeside, confirmations, num_beside
 from latentsync_ray.search.display import Display
 from latentsync_ray.search.ending import MAX_TRIAL_RESTARTS, Ending
 from latentsync_ray.search.job import Job, lengthened, search_folder

@@ -78,7 +78,9 @@ def write_search(
     for name, content in {"recipe": recipe, **stages}.items():
         (folder / "recipe" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump({"recipe": "recipe", "trial_scheduler": {"name": "fifo"}} | search))
+    space.write_text(
+        yaml.safe_dump({"recipe": "recipe", "baselines": False, "trial_scheduler": {"name": "fifo"}} | search)
+    )
     return space
 
 

@@ -68,29 +68,57 @@ def training(recipe: LatentSyncRecipe) -> Stages:
     )
 
 
-def test_it_shares(demo: Outcome) -> None:
-    assert len(demo.trials) == 16
+def objectives(demo: Outcome, recipe: LatentSyncRecipe, key: str) -> list[float]:
+    """The objective of each pair of a window and a timestep, from the stored terms."""
+    values = json.loads((demo.store / "segments" / key / "terms.json").read_text())["values"]
+    weighted = [[weight * value for value in values[name]] for name, weight in recipe.objective().items()]
+    return [sum(pair) for pair in zip(*weighted, strict=True)]
+
+
+def test_it_shares_and_all_cost_the_same(demo: Outcome, recipe: LatentSyncRecipe) -> None:
+    searched = [trial for trial in demo.trials if trial["role"] == "searched"]
+    assert len(searched) == 9 and len(demo.trials) == 12
     assert demo.executed == sorted(demo.records)  # each segment once
     assert demo.summary["steps_trained"] == demo.summary["steps_distinct"]
-    assert demo.summary["sharing_factor"] > 4
+    assert demo.summary["sharing_factor"] > 1.5
     assert demo.summary["inputs"]["syncnet_accuracy"] > 0.85
+    assert recipe.length is not None
+    assert {t["global_step"] for t in demo.trials if t["status"] == "finished"} == {str(recipe.length.steps)}
 
 
-def test_stage_one_halves_the_validation_loss(demo: Outcome) -> None:
-    longest = max(demo.trials, key=lambda trial: int(trial["transition_step"] or 0))
-    first_stage = [
-        r["metrics"]["val/recon"] for r in lineage(demo, longest) if r["segment"]["stage"] == "first_stage"
-    ]
-    assert first_stage[-1] <= first_stage[0] / 2
+def test_the_answer_is_true(demo: Outcome, recipe: LatentSyncRecipe) -> None:
+    """Its best trial and its differences, worked out again from `trials.csv` and the stored terms."""
+    finished = [trial for trial in demo.trials if trial["status"] == "finished"]
+    searched = [trial for trial in finished if trial["role"] == "searched"]
+    best = min(searched, key=lambda trial: float(trial["val/objective"]))
+    answer = demo.summary["answer"]
+    assert answer["best"] == int(best["trial"])
+    own = objectives(demo, recipe, best["key"])
+    assert sum(own) / len(own) == pytest.approx(float(best["val/objective"]), rel=1e-6)
+    for role, difference in answer["differences"].items():
+        (baseline,) = (trial for trial in finished if trial["role"] == role)
+        others = objectives(demo, recipe, baseline["key"])
+        assert difference["relative"] == pytest.approx(sum(own) / sum(others) - 1, abs=1e-6)
+        assert difference["low"] <= difference["relative"] <= difference["high"]
+    never = answer["differences"]["never leaving stage one"]
+    print(answer["sentences"])
+    assert never["high"] < 0  # to leave stage one is better, beyond what these clips leave open
+    assert f"step {best['transition_step']}" in answer["sentences"][0]
 
 
-def test_stage_two_improves_sync_and_keeps_recon(demo: Outcome) -> None:
+def test_stage_one_falls_at_every_boundary(demo: Outcome) -> None:
+    """The average of the weights is validated: at a constant rate the weights themselves jump."""
+    (never,) = (trial for trial in demo.trials if trial["role"] == "never leaving stage one")
+    curve = [record["metrics"]["val/recon"] for record in lineage(demo, never)]
+    assert curve == sorted(curve, reverse=True) and curve[-1] <= curve[0] / 2
+
+
+def test_stage_two_improves_sync(demo: Outcome) -> None:
     records = lineage(demo, demo.summary["best"])
     before = [r["metrics"] for r in records if r["segment"]["stage"] == "first_stage"][-1]
     after = records[-1]["metrics"]
     print(f"before {before}\nafter {after}")
     assert after["val/sync"] < before["val/sync"]
-    assert after["val/recon"] <= 1.05 * before["val/recon"]
 
 
 def test_another_clips_sound_makes_sync_worse(demo: Outcome, recipe: LatentSyncRecipe) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from latentsync_ray.config.errors import Complaint
 from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
+from latentsync_ray.core.terms import Terms
 from latentsync_ray.core.training import Training, TrainingSetup
 
 WEIGHTS = {"val/recon": 1.0, "val/sync": 0.05, "val/lpips": 0.1, "val/trepa": 10.0}
@@ -112,6 +113,12 @@ class TrivialTraining(Training[TrivialRecipe]):
         if self._reached * self.config.optimizer.lr > self.config.model.get("explode_above", math.inf):
             recon *= 100
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
+
+    def validation_terms(self) -> Terms:
+        """Four windows of two clips around each metric."""
+        shares, clips = (0.97, 0.99, 1.01, 1.03), ("a/0", "a/0", "b/0", "b/0")
+        values = {name: [value * share for share in shares] for name, value in self.validate().items()}
+        return Terms(clips, clips, values)
 
     def preview(self) -> Tensor:
         noise = torch.Generator().manual_seed(int(self.weight.abs() * 1000))

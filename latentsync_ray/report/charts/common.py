@@ -15,9 +15,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
 
-from latentsync_ray.report.board import Board, Entry
+from latentsync_ray.core.baselines import BASELINES
+from latentsync_ray.report.board import MAX_CLEAR, Board, Entry
 from latentsync_ray.report.palette import LIGHT
-from latentsync_ray.report.trials import BASELINES, TrialStatus
+from latentsync_ray.report.trials import TrialStatus
 
 SYMBOLS = {
     TrialStatus.FINISHED: "circle",
@@ -86,12 +87,13 @@ def symbol(entry: Entry) -> str:
 
 def marker(board: Board, entries: Sequence[Entry]) -> dict[str, object]:
     """The marks of trials: a colour by value, a symbol by status."""
+    is_dense = len(entries) > MAX_CLEAR
     return {
         "color": [board.colour(entry) for entry in entries],
         "symbol": [symbol(entry) for entry in entries],
-        "size": [16 if entry.is_best else 9 for entry in entries],
-        "opacity": 1,
-        "line": {"width": 1, "color": LIGHT.surface},
+        "size": [16 if entry.is_best else 6 if is_dense else 9 for entry in entries],
+        "opacity": 0.8 if is_dense else 1,
+        "line": {"width": 0 if is_dense else 1, "color": LIGHT.surface},
     }
 
 

@@ -98,14 +98,12 @@ def _lines(board: Board) -> list[_Series]:
             trunk += [*((point, "") for point in points[max(0, num_drawn - 1) :]), None]
         drawn.update(point.key for point in points)
     made = [_Series("stage one", trunk, {"mode": "lines", "line": {"color": LIGHT.ink, "width": 3}})]
-    for is_best, width in ((False, 1.8), (True, 4)):
-        for colour in (*board.colours.values(), LIGHT.ink):
-            branches = list[tuple[Boundary, str] | None]()
-            for entry in board.drawn:
-                if entry.is_best is is_best and board.colour(entry) == colour:
-                    branches += [*((point, entry.label) for point in split(entry.trial)[1]), None]
-            if any(branches):
-                made.append(
-                    _Series("stage two", branches, {"mode": "lines", "line": {"color": colour, "width": width}})
-                )
+    branches: dict[tuple[bool, str], list[tuple[Boundary, str] | None]] = {}
+    for entry in board.drawn:
+        if points := split(entry.trial)[1]:
+            gathered = branches.setdefault((entry.is_best, board.colour(entry)), [])
+            gathered += [*((point, entry.label) for point in points), None]
+    for (is_best, colour), gathered in sorted(branches.items()):
+        style = {"mode": "lines", "line": {"color": colour, "width": 4 if is_best else 1.8}}
+        made.append(_Series("stage two", gathered, style))
     return made

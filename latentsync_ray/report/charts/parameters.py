@@ -32,7 +32,7 @@ def _panel(board: Board, name: str, identity: str) -> Chart:
     elif len(values) <= _NUM_TICKS:
         figure.update_xaxes(tickvals=values, ticktext=[value_text(value) for value in values])
     elif kind == "log":
-        figure.update_xaxes(dtick=1)
+        figure.update_xaxes(dtick=1, tickformat="~e")
     figure.update_xaxes(type=kind)
     y = [board.value(entry) for entry in entries]
     figure.add_scatter(

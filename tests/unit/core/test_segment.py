@@ -71,6 +71,7 @@ def test_a_segment_passes_between_processes_with_its_key(monkeypatch: pytest.Mon
 
 def test_a_segment_shares_the_settings_of_another_one_if_they_are_equal() -> None:
     first, second, *_, last = walk(make_recipe(optimizer=OptimizerConfig(lr=0.5)), 40)
+    second = pickle.loads(pickle.dumps(second))
     assert second.config == first.config and second.config is not first.config
     sharing = second.sharing_config(first)
     assert sharing == second and sharing.key == second.key

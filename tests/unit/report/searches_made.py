@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.terms import Terms
-from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 
 WEIGHTS = {"val/recon": 1.0, "val/sync": 0.05, "val/lpips": 0.1, "val/trepa": 10.0}
 LENGTH, EVERY = 680, 40

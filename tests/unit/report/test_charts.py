@@ -6,13 +6,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import pytest
 from reports import AT, RATE, make_search, make_summary, make_trial, make_trials, with_metric
 
 from latentsync_ray.config.domains import Choice
-from latentsync_ray.report.board import MAX_LINES, Board, board_of
+from latentsync_ray.report.board import MAX_LINES, NUM_BEST_LINES, Board, board_of
 from latentsync_ray.report.charts.cost import pareto_front, quality_against_cost
 from latentsync_ray.report.charts.lineages import curves, stage_tree
 from latentsync_ray.report.charts.parameters import importance_bars, parameter_panels
@@ -135,7 +136,7 @@ def test_of_many_trials_the_best_and_the_baselines_are_drawn() -> None:
     baselines = [replace(never, number=len(many)), replace(shipped, number=len(many) + 1)]
     made = board([*many, *baselines])
     drawn = {entry.trial.number for entry in made.drawn}
-    assert len(drawn) == MAX_LINES and {trial.number for trial in baselines} < drawn
+    assert len(drawn) == NUM_BEST_LINES and {trial.number for trial in baselines} < drawn
     values = {trial.number: trial.metrics["val/objective"] for trial in many}
     assert max(values[number] for number in drawn - {300, 301}) < min(
         value for number, value in values.items() if number not in drawn
@@ -161,7 +162,8 @@ def test_with_few_trials_no_parameter_is_called_important() -> None:
     assert "two parameters" in importance_of(board(failed)).note
 
 
-@pytest.mark.parametrize("count", [1, 6, 7, 40])
-def test_every_value_has_a_colour_of_its_own(count: int) -> None:
-    colours = series_colours([str(n) for n in range(count)])
-    assert len(set(colours.values())) == count
+@pytest.mark.parametrize(("count", "num_colours"), [(1, 1), (6, 6), (7, 7), (8, 8), (40, 8)])
+def test_values_have_colours_of_their_own_or_share_them_with_neighbours(count: int, num_colours: int) -> None:
+    colours = list(series_colours([str(n) for n in range(count)]).values())
+    assert len(colours) == count and len(set(colours)) == num_colours
+    assert len(list(groupby(colours))) == num_colours

@@ -22,12 +22,13 @@ from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.transition import Observation, should_transition
 from latentsync_ray.report.answer import Answer
 from latentsync_ray.report.conclusion import conclude
 from latentsync_ray.report.next_commands import EXPORT, FINER, LONGER, TRAIN, WIDER
 from latentsync_ray.report.table import csv_text
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 ROOT = Path(__file__).parents[3]
 SPACE = "search_spaces/transition.yaml"
@@ -241,7 +242,9 @@ def test_categories_policies_and_drawn_values(asked: tuple[SearchConfig, Recipe]
     space = {modules: Choice((None, ["attentions."])), rate: LogUniform(1e-5, 1e-3)}
     made = Made()
     for index in range(8):
-        made.add({modules: [None, ["attentions."]][index % 2], rate: 1e-4 * (1 + index / 10)}, 480, 0.15 + index / 1e6)
+        made.add(
+            {modules: [None, ["attentions."]][index % 2], rate: 1e-4 * (1 + index / 10)}, 480, 0.15 + index / 1e6
+        )
     made.add({modules: None, rate: 9.9e-4}, 520, 0.1)
     search = replace(search, param_space=space, given=())
     found = answer((search, recipe), made)

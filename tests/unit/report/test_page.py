@@ -22,12 +22,13 @@ from reports import (
     with_metric,
 )
 
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.report.answer import Answer, Difference, NextCommand
 from latentsync_ray.report.compose import page_of, reported
 from latentsync_ray.report.origin import write_origin
 from latentsync_ray.report.page import page_html
 from latentsync_ray.report.stored import Progress, Written
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.store import Store
 
 ANSWER = Answer(

@@ -11,11 +11,12 @@ from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe
 from latentsync_ray.config.search import ConfirmConfig, SearchConfig
+from latentsync_ray.core.baselines import Asked, Role, baselines
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.report.trials import Boundary, Role, TrialResult, TrialStatus
-from latentsync_ray.search.beside import Asked, baselines, confirmations, num_beside
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
+from latentsync_ray.search.beside import confirmations, is_among, num_beside
 
 ROOT = Path(__file__).resolve().parents[3]
 AT, LR = "transition.at_step", "second_stage.optimizer.lr"
@@ -96,5 +97,5 @@ def test_the_best_are_confirmed_and_what_they_are_compared_with(whole: bool, rec
         [Role.NEVER] * 2 * whole + [Role.FIRST] * 2  # what stage one trains does not depend on stage two's draws
     )
     assert len(compared) + len(made) <= num_beside(search, compared)
-    assert all(asked.is_in([*trials, TrialResult(9, asked.values, role=asked.role)]) for asked in made)
+    assert all(is_among(asked, [*trials, TrialResult(9, asked.values, role=asked.role)]) for asked in made)
     assert confirmations(replace(search, confirm=ConfirmConfig()), recipe, trials, compared) == []
