@@ -50,6 +50,8 @@ def fields_of(schema: type, prefix: str = "", made: object = None) -> Iterator[F
     """
     hints, texts = typing.get_type_hints(schema), docstrings(schema)
     for field in dataclasses.fields(schema):
+        if not field.compare:
+            continue  # it says where settings come from, and is none
         name, hint = prefix + field.name, hints[field.name]
         default = _default(field) if made is None else getattr(made, field.name)
         yield Field(name, " or ".join(_words(hint)), _said(default), texts.get(field.name, ""))

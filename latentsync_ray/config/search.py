@@ -202,7 +202,7 @@ class SearchConfig:
     """How long a storage may fail for a reason that passes, such as a server that is away, before the search ends."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False)
     """Set where a search is read: its file and the `key=value` arguments, from which further commands are made."""
     environment: Literal["reported", "strict"] = "reported"
     """strict reuses only what was trained with the same library versions, device and CPU instruction set."""
