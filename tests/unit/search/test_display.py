@@ -1,6 +1,7 @@
 """How a search is shown in a pipe and on a terminal, and what an interrupt is answered."""
 
 import io
+import signal
 from typing import Any
 
 import pytest
