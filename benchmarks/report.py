@@ -63,7 +63,7 @@ def main() -> None:
         store = Store(root)
         write_origin(store, FOLDER, search, recipe, "")
         for progress in (Progress.RUNNING, Progress.ENDED):
-            summary = summarise(search, recipe, trials, EngineStatus(), [], {}, 0.0)
+            summary = summarise(search, recipe, trials, EngineStatus(), [], {}, 0.0, lambda key: None, root)
             started, cpu = time.perf_counter(), time.process_time()
             html = page_html(page_of([reported(store, FOLDER, Written(summary, progress, datetime.now(UTC)))]))
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu

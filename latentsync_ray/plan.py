@@ -123,12 +123,12 @@ def parser() -> CommandParser:
     made = CommandParser(
         "plan",
         "SPACE [key=value ...] [options]",
-        "What a search would train and cost: least to most where it adapts. Nothing is\ntrained, Ray is not started.",
+        "What a search would train and cost, from least to most. Nothing is trained.",
         ("search_spaces/transition.yaml --gpu-price 2.5", "SPACE --simulate --gpus 8"),
     )
     made.add_argument("search_space", metavar="SPACE", help="a file such as search_spaces/transition.yaml")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="values of the search or of its recipe")
-    made.add_argument("--probe", action="store_true", help="measure steps here; else the storage's records tell")
+    made.add_argument("--probe", action="store_true", help="measure steps, if no records tell")
     made.add_argument("--gpu-price", type=_positive(float), metavar="P", help="of an hour of one GPU")
     made.add_argument("--transition-step", type=int, metavar="N", help="leave stage one there, whatever the policy")
     made.add_argument("--simulate", action="store_true", help="run the search on a virtual clock")

@@ -12,6 +12,7 @@ from latentsync_ray.config.domains import Domain, Grid, Uniform
 from latentsync_ray.config.errors import Complaint
 from latentsync_ray.config.plain import NOT_PLAIN
 from latentsync_ray.config.recipe import OBJECTIVE
+from latentsync_ray.config.trackers import TrackersConfig
 
 PAUSING_SCHEDULERS = ("hyperband", "pbt", "pb2")
 """Trial schedulers that pause trials."""
@@ -190,6 +191,8 @@ class SearchConfig:
     """Where segments are trained."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """Where the search stops before its end, to be continued."""
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
+    """Experiment trackers that runs are reported to; they are no part of what tells searches apart."""
     max_concurrent_trials: int = 16
     """Trials alive at once; each is a process of about 200 MB that only decides. Does not hold for schedulers that
     pause trials."""

@@ -19,7 +19,7 @@ from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.yamlfiles import read_yaml
 
 _SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig) if is_plain(f))
-_TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "environment", "share"))
+_TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "environment", "share", "trackers"))
 """What may be set where there is one trial; the rest of a search chooses and compares trials."""
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from latentsync_ray.cli import program
 from latentsync_ray.core.baselines import BASELINES
+from latentsync_ray.core.forecast import Span
 from latentsync_ray.report.board import Board, board_of, search_letters
 from latentsync_ray.report.charts.common import BASELINE_SYMBOL, BEST_SYMBOL, SYMBOLS
 from latentsync_ray.report.charts.cost import quality_against_cost
@@ -114,14 +115,25 @@ def _cards(summary: Summary) -> tuple[Card, ...]:
     search, best = summary.search, summary.best
     by_status = ", ".join(f"{count} {status}" for status, count in summary.num_by_status.items() if count)
     wall, work = (str(timedelta(seconds=round(s))) for s in (summary.wall_seconds, summary.worker_seconds))
+    planned = "" if summary.plan is None else f", planned {_span_text(summary.plan.steps)}"
+    hours = None if summary.plan is None else summary.plan.wall_hours
+    expected = "" if hours is None else f", planned {timedelta(seconds=round(3600 * hours.likely))}"
+    distinct = f"{summary.steps_distinct:,} distinct in all{planned}"
     value = value_text(best and best.metrics[search.metric])
     return (
         Card(f"best {search.metric}", value, "less is better" if search.mode == "min" else "more is better"),
         Card("trials", f"{len(summary.trials):,}", by_status),
-        Card("steps trained now", f"{summary.steps_trained:,}", f"{summary.steps_distinct:,} distinct in all"),
+        Card(
+            "steps trained now", f"{summary.steps_trained:,}", f"{summary.steps_distinct:,} distinct in all{planned}"
+        ),
         Card("sharing factor", f"{summary.sharing_factor:.2f}", f"{summary.steps_without_sharing:,} without sharing"),
-        Card("wall time", wall, f"{work} of worker time"),
+        Card("wall time", wall, f"{work} of worker time{expected}"),
     )
+
+
+def _span_text(span: Span) -> str:
+    """A figure of a plan, or its range."""
+    return f"{span.most:,.0f}" if span.is_exact else f"{span.least:,.0f} to {span.most:,.0f}"
 
 
 def _key(board: Board) -> tuple[Mark, ...]:

@@ -15,6 +15,7 @@ from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.plain import settings
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.baselines import Role
+from latentsync_ray.core.forecast import Forecast, Span
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.report.answer import Answer, Difference, NextCommand, ParameterAnswer
 from latentsync_ray.report.summary import Cloning, Summary
@@ -93,8 +94,15 @@ def read_stored(store: Store, folder: str, search: SearchConfig) -> Written:
     values |= {"search": search, "trials": tuple(trials), "best": best, "notices": tuple(values["notices"])}
     values["stopped_by"] = values["stopped_by"] and Exceeded(**values["stopped_by"])
     values["clonings"] = tuple(Cloning(**cloning) for cloning in values["clonings"])
+    values["plan"] = values["plan"] and forecast_from_plain(values["plan"])
     values["answer"] = values["answer"] and answer_from_plain(values["answer"])
     return Written(Summary(**values), progress, at, error_text)
+
+
+def forecast_from_plain(values: Mapping[str, Any]) -> Forecast:
+    """The forecast that these plain values stand for."""
+    spans = {name: Span(**value) for name, value in values.items() if isinstance(value, dict)}
+    return Forecast(**{**values, **spans})
 
 
 def answer_from_plain(values: Mapping[str, Any]) -> Answer:

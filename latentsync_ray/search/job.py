@@ -85,7 +85,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     """
     placed = (
         *("name", "recipe", "storage", "storage_retry_minutes"),
-        *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm"),
+        *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm", "trackers"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))
     identity = digest([NUMERICS, asked, trained, dict(fingerprints)])[:8]

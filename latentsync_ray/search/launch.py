@@ -19,6 +19,7 @@ from latentsync_ray.engine.groups import remove_what_is_left
 from latentsync_ray.engine.messages import EngineSetup, GroupSetup
 from latentsync_ray.engine.start import StartedEngine, start_engine
 from latentsync_ray.search.display import Display
+from latentsync_ray.search.trackers import check_trackers
 from latentsync_ray.store import RAY_FOLDER, Store
 from latentsync_ray.store.patience import Patience
 
@@ -41,6 +42,7 @@ def launch(search: SearchConfig, recipe: Recipe, display: Display) -> tuple[int,
     started = time.monotonic()
     store = Store(search.storage, Patience(60 * search.storage_retry_minutes))
     store.check_writable()
+    check_trackers(search)
     display.phase("starting Ray")
     stays = ray.is_initialized()
     with cluster() as dashboard:

@@ -44,6 +44,7 @@ from latentsync_ray.search.report_writer import ReportWriter
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
+from latentsync_ray.search.trackers import make_trackers
 from latentsync_ray.search.trial import Trial, trial_name
 from latentsync_ray.search.walk import TrialSetup
 from latentsync_ray.store import Store
@@ -150,10 +151,11 @@ def _train(job: Job, engine: StartedEngine, display: Display, workers: WorkerSet
     pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
     with pages, LiveView(engine.actor, progress, search, recipe, display):
         while True:
-            log, num_noticed = TensorBoardLog(store, folder), len(journal.notices)
+            log, num_noticed = TensorBoardLog(store, folder, search.metric), len(journal.notices)
+            callbacks = [progress, ending, log, *make_trackers(search, folder)]
             try:
                 with _few_starts_at_once(search):
-                    _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending, log]))
+                    _fit(_tuner(search, recipe, engine, setup, journal, ending, callbacks))
             finally:
                 log.close()
             for notice in journal.notices[num_noticed:]:

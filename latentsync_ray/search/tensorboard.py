@@ -16,9 +16,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from latentsync_ray.config.plain import Parameters
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.reported import Reported, TuneResult
-from latentsync_ray.search.trial import trial_number
+from latentsync_ray.search.trial import parameters, trial_number
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
 
@@ -34,7 +35,7 @@ class EventFile:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
+        is_new = self.is_new = not path.exists()
         self._file = path.open("ab")
         self._records = RecordWriter(self._file)
         if is_new:
@@ -55,6 +56,16 @@ class EventFile:
         """Adds a point to a curve."""
         self._write(step=step, summary=summary.scalar(name, value))  # type: ignore[no-untyped-call]
 
+    def add_values(self, values: Parameters, metric: str) -> None:
+        """Says which hyperparameters the run has, for TensorBoard's HPARAMS tab, and which metric they are for."""
+        shown = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in values.items()}
+        for part in summary.hparams(shown, {metric: 0.0})[:2]:  # type: ignore[no-untyped-call]
+            self._write(summary=part)
+
+    def add_end(self) -> None:
+        """Says that the run has ended, for the same tab."""
+        self._write(summary=summary.hparams({}, {})[2])  # type: ignore[no-untyped-call]
+
     def add_image(self, name: str, picture: np.ndarray[Any, Any], step: int) -> None:
         """Adds a picture, uint8 (H, W, 3)."""
         image = summary.image(name, picture, dataformats="HWC")  # type: ignore[no-untyped-call]
@@ -70,8 +81,8 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
     To an object store, which takes whole files only, a trial's log is brought when the trial has ended.
     """
 
-    def __init__(self, store: Store, folder: str):
-        self._store = store
+    def __init__(self, store: Store, folder: str, metric: str):
+        self._store, self._metric = store, metric
         self._folder = f"{folder}/tensorboard"
         # A search that goes on reports everything again, so logs are written again from the start.
         store.remove_folder(self._folder)
@@ -87,13 +98,17 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         if reached is None:
             return
         try:
-            self._write_events(trial_number(trial.trial_id, trial.config), reached)
+            self._write_events(trial_number(trial.trial_id, trial.config), parameters(trial.config), reached)
         except OSError as error:
             raise StorageError.at(str(self._local), error) from error
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, by itself or by the scheduler's decision."""
-        self._bring(trial_number(trial.trial_id, trial.config))
+        number = trial_number(trial.trial_id, trial.config)
+        if number in self._to_bring:  # otherwise it has no result
+            with self._log_of(number) as log:
+                log.add_end()
+        self._bring(number)
 
     def close(self) -> None:
         """Completes the logs."""
@@ -106,9 +121,14 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
             self._store.upload(self._local / name, f"{self._folder}/{name}")
             self._to_bring.discard(number)
 
-    def _write_events(self, number: int, reached: Boundary) -> None:
+    def _log_of(self, number: int) -> EventFile:
         self._to_bring.add(number)
-        with EventFile(self._local / f"trial-{number:04d}" / self._file) as log:
+        return EventFile(self._local / f"trial-{number:04d}" / self._file)
+
+    def _write_events(self, number: int, values: Parameters, reached: Boundary) -> None:
+        with self._log_of(number) as log:
+            if log.is_new:
+                log.add_values(values, self._metric)
             self._add_boundary(log, number, reached)
 
     def _add_boundary(self, log: EventFile, number: int, reached: Boundary) -> None:

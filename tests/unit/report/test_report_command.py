@@ -19,6 +19,7 @@ from reports import (
 from test_page import ANSWER
 
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.core.forecast import Forecast, Span
 from latentsync_ray.engine.budget import Exceeded
 from latentsync_ray.report.__main__ import main
 from latentsync_ray.report.origin import write_origin
@@ -73,6 +74,7 @@ def test_what_is_kept_is_read_back_whole(tmp_path: Path) -> None:
         "stopped_by": Exceeded("gpu_hours", 2.0, 1.0),
         "clonings": (Cloning(1, 40, 0, 60, "k", {"second_stage.optimizer.lr": 1e-4}),),
         "inputs": {"syncnet_accuracy": 0.9},
+        "plan": Forecast(8, Span(1, 2, 3), Span(1, 1, 1), Span(0, 1, 2), Span(3, 3, 3), 40, wall_hours=Span(1, 2, 3)),
         "notices": ("a worker was lost",),
     }
     written = Written(

@@ -46,7 +46,7 @@ def kept(store: Store) -> Written:
 def test_a_page_is_there_from_the_start_and_follows_the_search(store: Store, tmp_path: Path) -> None:
     running = Running(wanted=3)
     with ReportWriter(store, FOLDER, running.summary, every_seconds=0.01):
-        assert running.looked_at.wait(60)
+        assert running.looked_at.wait(300)
     assert kept(store).progress is Progress.RUNNING and len(kept(store).summary.trials) >= 3
     assert "still running" in (tmp_path / FOLDER / "report.html").read_text()
 
@@ -65,7 +65,7 @@ def test_the_last_page_says_how_the_search_was_left(
 ) -> None:
     running = Running()
     with pytest.raises(type(error)), ReportWriter(store, FOLDER, running.summary):
-        running.looked_at.wait(60)
+        running.looked_at.wait(300)
         raise error
     assert running.num_looks == 2 and len(kept(store).summary.trials) == 2
     assert kept(store).progress is progress
