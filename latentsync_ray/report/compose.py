@@ -123,9 +123,7 @@ def _cards(summary: Summary) -> tuple[Card, ...]:
     return (
         Card(f"best {search.metric}", value, "less is better" if search.mode == "min" else "more is better"),
         Card("trials", f"{len(summary.trials):,}", by_status),
-        Card(
-            "steps trained now", f"{summary.steps_trained:,}", f"{summary.steps_distinct:,} distinct in all{planned}"
-        ),
+        Card("steps trained now", f"{summary.steps_trained:,}", distinct),
         Card("sharing factor", f"{summary.sharing_factor:.2f}", f"{summary.steps_without_sharing:,} without sharing"),
         Card("wall time", wall, f"{work} of worker time{expected}"),
     )

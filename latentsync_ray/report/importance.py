@@ -16,7 +16,7 @@ from latentsync_ray.report.words import value_text
 _MIN_TRIALS = 8
 _MAX_TRIALS = 200
 """Of the trials, evenly chosen: the forest takes time for each."""
-_NUM_TREES, _SEED = 32, 0
+_NUM_TREES, _SEED = 16, 0
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def write_origin(store: Store, folder: str, search: SearchConfig, recipe: Recipe
         command: As it was typed; empty if it was no command.
     """
     overrides = {name: _held(recipe, name, value) for name, value in search.overrides.items()}
-    kept = replace(search, recipe=RECIPE_FOLDER, overrides=overrides, storage=store.uri)
+    kept = replace(search, recipe=RECIPE_FOLDER, overrides=overrides, storage=store.uri, given=())
     texts = {f"{RECIPE_FOLDER}/{name}": text for name, text in recipe_files(recipe).items()}
     texts[SEARCH_FILE] = yaml.safe_dump(settings(kept), sort_keys=False)
     for name, text in {**texts, COMMAND_FILE: f"{command}\n"}.items():
