@@ -123,7 +123,7 @@ def parser() -> CommandParser:
     made = CommandParser(
         "plan",
         "SPACE [key=value ...] [options]",
-        "What a search would train and cost: least to most where it adapts. Nothing is\ntrained, Ray is not started.",
+        "What a search would train and cost, from least to most. Nothing is trained.",
         ("search_spaces/transition.yaml --gpu-price 2.5", "SPACE --simulate --gpus 8"),
     )
     made.add_argument("search_space", metavar="SPACE", help="a file such as search_spaces/transition.yaml")

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union
 import yaml
 
 from latentsync_ray.config.domains import KINDS, Domain
-from latentsync_ray.config.plain import plain
+from latentsync_ray.config.plain import is_plain, plain
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "value"}
 
@@ -49,7 +49,7 @@ def fields_of(schema: type, prefix: str = "", made: object = None) -> Iterator[F
         made: What its fields are if nothing is given, where these are not the dataclass's own defaults.
     """
     hints, texts = typing.get_type_hints(schema), docstrings(schema)
-    for field in dataclasses.fields(schema):
+    for field in filter(is_plain, dataclasses.fields(schema)):
         name, hint = prefix + field.name, hints[field.name]
         default = _default(field) if made is None else getattr(made, field.name)
         yield Field(name, " or ".join(_words(hint)), _said(default), texts.get(field.name, ""))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from latentsync_ray.config.domains import Domain, Grid, Uniform
 from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.plain import NOT_PLAIN
 from latentsync_ray.config.recipe import OBJECTIVE
 from latentsync_ray.config.trackers import TrackersConfig
 
@@ -202,7 +203,7 @@ class SearchConfig:
     """How long a storage may fail for a reason that passes, such as a server that is away, before the search ends."""
     share: bool = True
     """false trains every trial from the start by itself, for comparison."""
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False, metadata=NOT_PLAIN)
     """Set where a search is read: its file and the `key=value` arguments, from which further commands are made."""
     environment: Literal["reported", "strict"] = "reported"
     """strict reuses only what was trained with the same library versions, device and CPU instruction set."""

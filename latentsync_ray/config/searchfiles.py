@@ -12,13 +12,13 @@ from latentsync_ray.config.checks import check_fixed, check_search
 from latentsync_ray.config.domains import Domain, read_domain
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import load_recipe, with_overrides
-from latentsync_ray.config.plain import Plain, Settings
+from latentsync_ray.config.plain import Plain, Settings, is_plain
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.schema import checked, merged, merged_into, nested
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.yamlfiles import read_yaml
 
-_SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig) if f.name != "given")
+_SEARCH_KEYS = frozenset(f.name for f in dataclasses.fields(SearchConfig) if is_plain(f))
 _TRAINING_KEYS = frozenset(("name", "storage", "workers", "budget", "trials", "environment", "share", "trackers"))
 """What may be set where there is one trial; the rest of a search chooses and compares trials."""
 

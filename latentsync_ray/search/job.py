@@ -84,7 +84,7 @@ def search_folder(search: SearchConfig, recipe: Recipe, fingerprints: Mapping[st
     It names what decides the results; where they are kept and on how many workers is left out.
     """
     placed = (
-        *("name", "recipe", "given", "storage", "storage_retry_minutes"),
+        *("name", "recipe", "storage", "storage_retry_minutes"),
         *("workers", "max_concurrent_trials", "budget", "trials", "baselines", "confirm", "trackers"),
     )
     asked, trained = without(settings(search), placed), settings(TrialRecipe.of(recipe))

@@ -102,7 +102,8 @@ def test_the_answer_is_true(demo: Outcome, recipe: LatentSyncRecipe) -> None:
         assert difference["low"] <= difference["relative"] <= difference["high"]
     never = answer["differences"]["never leaving stage one"]
     print(answer["sentences"])
-    assert never["high"] < 0  # to leave stage one is better, beyond what these clips leave open
+    helps = [sentence for sentence in answer["sentences"] if "leaving stage one helps" in sentence]
+    assert never["relative"] < 0 and bool(helps) == (never["high"] >= 0)  # said where these clips leave it open
     assert f"step {best['transition_step']}" in answer["sentences"][0]
 
 

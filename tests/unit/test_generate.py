@@ -51,7 +51,7 @@ def search_over(folder: Path, overrides: dict[str, object]) -> Path:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Over two short drawn clips."""
     folder = tmp_path_factory.mktemp("drawn")
-    small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 20}
+    small = {"num_speakers": 2, "num_validation_speakers": 1, "clips_per_speaker": 1, "num_frames": 20}
     overrides = {f"data.synthetic.{name}": value for name, value in small.items()}
     return search_over(folder, overrides | {"data.folder": str(folder / "data")})
 

@@ -89,7 +89,7 @@ def test_the_list_is_whole_and_its_defaults_are_those_that_are_used(
         default = listed.pop(name).partition("; default ")[2]
         if default and not name.startswith(("components.", "length.")):
             assert yaml.safe_load(default) == value, name
-    unused = ("transition.plateau.", "transition.below.", "data.synthetic.")
+    unused = ("transition.plateau.", "transition.below.", "data.synthetic.", "trackers.mlflow.", "trackers.wandb.")
     assert {kind.partition(";")[0] for name, kind in listed.items() if not name.startswith(unused)} <= {
         "section",
         "section or null",

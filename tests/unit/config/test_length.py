@@ -46,9 +46,13 @@ def walk(overrides: dict[str, object]) -> tuple[int, int, float, bool]:
         ({"steps": 200}, 0, (0, 200, 200.0)),
         ({"steps": 200}, 200, (200, 0, 200.0)),  # nothing is left for stage two
         ({"steps": 200}, 1000, (200, 0, 200.0)),  # it never leaves
-        ({"cost": 200, "second_stage": 2.0}, 80, (80, 60, 200.0)),
-        ({"cost": 200.0, "first_stage": 0.5, "second_stage": 2.1}, 80, (80, 70, 187.0)),
-        ({"cost": 0.3, "first_stage": 0.001, "second_stage": 0.001}, 100, (100, 200, 0.3)),  # 0.1 is no binary number
+        ({"steps": None, "cost": 200, "second_stage": 2.0}, 80, (80, 60, 200.0)),
+        ({"steps": None, "cost": 200.0, "first_stage": 0.5, "second_stage": 2.1}, 80, (80, 70, 187.0)),
+        (
+            {"steps": None, "cost": 0.3, "first_stage": 0.001, "second_stage": 0.001},
+            100,
+            (100, 200, 0.3),
+        ),  # 0.1 is no binary number
     ],
 )
 def test_stage_two_gets_what_stage_one_leaves(length: object, at_step: int, expected: tuple[int, int, float]) -> None:
@@ -98,7 +102,7 @@ def test_stage_two_fits_and_no_more_would(whole: int, tenths: int, more_tenths: 
 
 
 def test_the_longest_trial_and_what_is_left() -> None:
-    length = {"length": {"cost": 200, "second_stage": 2.0}, "transition.at_step": 80}
+    length = {"length": {"steps": None, "cost": 200, "second_stage": 2.0}, "transition.at_step": 80}
     recipe = load_recipe(ROOT / "configs" / "demo", {**FIXED, **length})
     longest = longest_trial(SearchConfig("r", "s"), recipe)
     assert (longest.first_stage, longest.second_stage, longest.of("cost")) == (200, 100, 200.0)

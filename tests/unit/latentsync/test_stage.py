@@ -40,6 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> LatentSyncRecipe:
     small = {"num_speakers": 2, "clips_per_speaker": 1, "num_frames": 30, "num_validation_speakers": 1}
     overrides = {f"data.synthetic.{name}": value for name, value in small.items()}
     overrides |= {"data.folder": str(tmp_path_factory.mktemp("data")), "validation.num_samples": 3}
+    overrides |= {"first_stage.ema_decay": 0.0, "second_stage.ema_decay": 0.0}
     notes = Store(str(tmp_path_factory.mktemp("notes")))
     return ready_inputs(load_recipe(ROOT / "configs" / "demo", overrides), notes).recipe
 

@@ -38,6 +38,8 @@ SMALL = {
     "transition.min_step": 40,
     "transition.max_step": 120,
     "transition.plateau": None,
+    "transition.at_step": None,
+    "length": None,
 }
 PLATEAU = SMALL | {"transition.plateau": {"metric": "val/recon", "patience_steps": 20}}
 TIMES = {"first_stage": StageTimes(0.9, 2.0, 100), "second_stage": StageTimes(1.8, 2.0, 150)}
@@ -81,7 +83,10 @@ def test_without_decisions_it_is_exact() -> None:
 def test_no_course_of_asha_is_outside(time_attr: str) -> None:
     grace = 10 if time_attr == "second_stage_step" else 90
     scheduler = {"name": "asha", "time_attr": time_attr, "grace_period": grace, "reduction_factor": 2}
-    values = SMALL | {"second_stage.num_steps": None, "length": {"cost": 220.0, "second_stage": 2.0}}
+    values = SMALL | {
+        "second_stage.num_steps": None,
+        "length": {"steps": None, "cost": 220.0, "first_stage": 1.0, "second_stage": 2.0},
+    }
     search, recipe = made({AT_STEP: {"grid": [40, 80, 120]}, LR: RATES}, values, **scheduler)
     plan, trials = foretold(search, recipe), plan_trials(search, recipe)
     found = set()
@@ -102,7 +107,15 @@ def until_stopped(walk: Iterator[Segment], rungs: RandomRungs, number: int) -> I
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_no_course_of_a_policy_is_outside(fixed: bool) -> None:
-    values = PLATEAU if fixed else PLATEAU | {"second_stage.num_steps": None, "length": {"steps": 200}}
+    values = (
+        PLATEAU
+        if fixed
+        else PLATEAU
+        | {
+            "second_stage.num_steps": None,
+            "length": {"steps": 200, "cost": None, "first_stage": 1.0, "second_stage": 1.0},
+        }
+    )
     search, recipe = made({PATIENCE: {"grid": [20, 40, 60]}, LR: {"grid": [1e-4, 2e-4]}}, values)
     plan = foretold(search, recipe)
     trials = plan_trials(search, recipe, any_policy=True)
@@ -170,7 +183,7 @@ def test_the_command_tells_the_range(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main([*arguments, "--gpu-price", "3"]) == 0
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:5] for line in printed.splitlines() if line.startswith("│")}
-    assert [float(cell) for cell in rows["steps of stage one"]] == [280, 600, 640]
+    assert [float(cell) for cell in rows["steps of stage one"]] == [40, 200, 200]
     hours, price = ([float(cell) for cell in rows[name]] for name in ("GPU hours", "price"))
     assert price == pytest.approx([3 * hour for hour in hours], rel=0.05)
     assert FIRST_STAGE not in printed and "--probe" not in printed

@@ -217,7 +217,7 @@ def test_trials_that_asha_stops_cost_nothing_more_with_sharing_and_without() -> 
 
 def test_the_demo_is_counted() -> None:
     plan = load_search("search_spaces/transition.yaml").plan()
-    assert (len(plan.segments), plan.distinct_steps(), plan.steps_without_sharing()) == (80, 1280, 8000)
+    assert (len(plan.segments), plan.distinct_steps(), plan.steps_without_sharing()) == (40, 880, 1800)
 
 
 @pytest.mark.parametrize(
@@ -249,5 +249,5 @@ def test_what_cannot_be_planned_is_said_in_one_line(arguments: str, message: str
 
 
 def test_a_given_transition_step_stands_for_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search_spaces/plateau.yaml", "--transition-step", "400", "--simulate", "--gpus", "1"]) == 0
+    assert main(["search_spaces/plateau.yaml", "--transition-step", "120", "--simulate", "--gpus", "1"]) == 0
     assert "with sharing" in capsys.readouterr().out

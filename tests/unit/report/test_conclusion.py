@@ -22,18 +22,22 @@ from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
+from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.transition import Observation, should_transition
 from latentsync_ray.report.answer import Answer
 from latentsync_ray.report.conclusion import conclude
 from latentsync_ray.report.next_commands import EXPORT, FINER, LONGER, TRAIN, WIDER
 from latentsync_ray.report.table import csv_text
-from latentsync_ray.report.trials import Role, TrialResult, TrialStatus
+from latentsync_ray.report.trials import TrialResult, TrialStatus
 
 ROOT = Path(__file__).parents[3]
 SPACE = "search_spaces/transition.yaml"
 GIVEN = (
     f"length.steps={LENGTH}",
     "second_stage.num_steps=null",
+    "first_stage.report_every_steps=40",
+    "validation.objective={recon: 1.0, sync: 0.05, lpips: 0.1, trepa: 10.0}",
+    "second_stage.report_every_steps=10",
     "transition.min_step=280",
     "transition.max_step=640",
     "param_space.transition.at_step={grid: [280, 400, 520, 640]}",
@@ -131,9 +135,7 @@ def test_more_is_better_turns_everything_round(asked: tuple[SearchConfig, Recipe
 
 
 def test_never_leaving_that_is_best_is_the_finding(asked: tuple[SearchConfig, Recipe]) -> None:
-    made = grid()
-    made.add({}, None, 0.14, role=Role.NEVER)
-    found = answer(asked, made)
+    found = answer(asked, grid(never=0.14))
     assert found.differences[Role.NEVER].low > 0.05
     assert found.sentences[0].startswith(
         "Never leaving stage one is best: the best trial that leaves it, at step 400, is worse by "
@@ -143,10 +145,7 @@ def test_never_leaving_that_is_best_is_the_finding(asked: tuple[SearchConfig, Re
 def test_a_baseline_that_cannot_be_told_from_the_best_or_is_better_is_said(
     asked: tuple[SearchConfig, Recipe],
 ) -> None:
-    made = grid()
-    made.add({}, None, 0.1503, role=Role.NEVER)
-    made.add({}, 480, 0.14, role=Role.SHIPPED)
-    told = answer(asked, made).sentences
+    told = answer(asked, grid(never=0.1503, shipped=0.14)).sentences
     assert told[0].startswith("Leave stage one at step 400;")
     assert "So it cannot be said that leaving stage one helps." in told
     assert "So nothing that was searched is as good as the recipe as shipped." in told
@@ -154,7 +153,7 @@ def test_a_baseline_that_cannot_be_told_from_the_best_or_is_better_is_said(
 
 def test_a_baseline_that_is_the_best_trial_has_no_difference(asked: tuple[SearchConfig, Recipe]) -> None:
     made = grid()
-    made.trials.append(replace(made.trials[6], number=19, config={}, role=Role.SHIPPED))
+    made.trials[18] = replace(made.trials[6], number=18, config={}, role=Role.SHIPPED)
     found = answer(asked, made)
     assert found.differences[Role.SHIPPED].relative == found.differences[Role.SHIPPED].high == 0
     assert "These values are the recipe as shipped." in found.sentences
@@ -164,15 +163,14 @@ def test_without_terms_the_best_is_told_without_intervals(asked: tuple[SearchCon
     made = grid()
     found = conclude(*asked, made.trials, lambda key: None, "/r/searches/s")
     assert found is not None and (found.best, found.tied, found.num_pairs, found.differences) == (6, (6,), 0, {})
-    value = f"{made.trials[6].metrics['val/objective']:.3g}"
     unsure = "how sure that is is not known, since validation terms are not stored"
-    assert found.sentences[0] == f"Leave stage one at step 400 (val/objective {value}); {unsure}."
+    assert found.sentences[0] == f"Leave stage one at step 400 (val/objective 0.15); {unsure}."
     assert found.sentences[2].endswith("(val/objective, without intervals).") and "[" not in found.sentences[2]
 
 
 def test_two_speakers_are_judged_by_their_clips_and_one_clip_not_at_all(asked: tuple[SearchConfig, Recipe]) -> None:
-    assert answer(asked, grid(Made(num_speakers=2))).sentences[0].endswith("on these 4 clips of 2 speakers.")
-    found = answer(asked, grid(Made(num_speakers=1)))
+    assert answer(asked, grid(num_speakers=2)).sentences[0].endswith("on these 4 clips of 2 speakers.")
+    found = answer(asked, grid(num_speakers=1))
     assert found.sentences[0].endswith("is not known, since too few clips are held out.")
 
 
@@ -247,7 +245,9 @@ def test_categories_policies_and_drawn_values(asked: tuple[SearchConfig, Recipe]
     space = {modules: Choice((None, ["attentions."])), rate: LogUniform(1e-5, 1e-3)}
     made = Made()
     for index in range(8):
-        made.add({modules: [None, ["attentions."]][index % 2], rate: 1e-4 * (1 + index / 10)}, 480, 0.15)
+        made.add(
+            {modules: [None, ["attentions."]][index % 2], rate: 1e-4 * (1 + index / 10)}, 480, 0.15 + index / 1e6
+        )
     made.add({modules: None, rate: 9.9e-4}, 520, 0.1)
     search = replace(search, param_space=space, given=())
     found = answer((search, recipe), made)
@@ -261,7 +261,7 @@ def test_categories_policies_and_drawn_values(asked: tuple[SearchConfig, Recipe]
     assert "second_stage.optimizer.lr 9.9e-4 is the largest that was tried." in found.sentences
     made.trials.pop()
     found = answer((search, recipe), made)
-    assert "cannot be told from it" in found.sentences[1] and " to " in found.sentences[1]
+    assert "Second-stage learning rate about 1e-4; 1.1e-4 to 1.7e-4 cannot be told from it." in found.sentences
 
 
 def at_the_edge() -> Made:

@@ -1,6 +1,7 @@
 """How a search is shown in a pipe and on a terminal, and what an interrupt is answered."""
 
 import io
+import signal
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_notebook_is_redrawn_where_rich_can_do_that(monkeypatch: pytest.Monkey
 
 
 def test_an_interrupt_says_what_is_kept_and_how_to_go_on() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as where no command runs
     display, _, _, said = made()
     with display:
         display.interrupted()

@@ -23,7 +23,7 @@ from latentsync_ray.store import Store
 def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
     """Two trials with a stage one in common: losses of every step, metrics and a picture of every boundary."""
     store = Store(str(tmp_path))
-    log = TensorBoardLog(store, "searches/s")
+    log = TensorBoardLog(store, "searches/s", "val/objective")
     trials = [Trial("trial", stub=True, trial_id=f"a1b2_0000{number}", config={}) for number in range(2)]
 
     def reach(number: int, key: str, stage: str, start: int, losses: list[float], value: float, colour: Any) -> None:
@@ -75,7 +75,7 @@ def test_tensorboard_shows_what_trials_report(tmp_path: Path) -> None:
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
     """As a process may open 1,024 files, and a search may have more trials."""
-    log = TensorBoardLog(Store(str(tmp_path)), "searches/s")
+    log = TensorBoardLog(Store(str(tmp_path)), "searches/s", "val/objective")
     before = psutil.Process().num_fds()
     for number in range(50):
         trial = Trial("trial", stub=True, trial_id=f"a1b2_{number:05d}", config={})
