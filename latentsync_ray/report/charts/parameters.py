@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from latentsync_ray.report.board import Board, distinct_values
+from latentsync_ray.core.baselines import BASELINES
+from latentsync_ray.report.board import Board, Entry, distinct_values
 from latentsync_ray.report.charts.common import Chart, axis_type, marker, new_figure
 from latentsync_ray.report.palette import LIGHT
 from latentsync_ray.report.words import value_text
@@ -21,7 +22,7 @@ def parameter_panels(board: Board) -> list[Chart]:
 
 
 def _panel(board: Board, name: str, identity: str) -> Chart:
-    valued = [entry for entry in board.started if name in entry.trial.config and math.isfinite(board.value(entry))]
+    valued = [entry for entry in board.started if _has_value(entry, name) and math.isfinite(board.value(entry))]
     entries = board.ranked(valued)[::-1]  # the best lie on top
     values = distinct_values(entries, name)
     figure = new_figure(300, escape(name), board.metric)
@@ -45,6 +46,12 @@ def _panel(board: Board, name: str, identity: str) -> Chart:
     )
     figure.update_yaxes(type=axis_type(y))
     return Chart(identity, figure, f"last {board.metric} of each trial against {name}")
+
+
+def _has_value(entry: Entry, name: str) -> bool:
+    """Whether a trial has a value of a parameter; a baseline that never leaves stage one has no step for that."""
+    config = entry.trial.config
+    return name in config and (config[name] is not None or entry.trial.role not in BASELINES)
 
 
 def importance_bars(importances: Mapping[str, float]) -> Chart:

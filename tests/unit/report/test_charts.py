@@ -54,6 +54,13 @@ def test_parameter_panels_have_the_values_of_trials_csv() -> None:
     assert rate.figure.layout.xaxis.type == "log" and step.figure.layout.xaxis.type == "linear"
 
 
+def test_a_baseline_without_a_step_leaves_the_axis_of_steps_to_numbers() -> None:
+    *trials, never, shipped = make_trials()
+    made = board([*trials, replace(never, config={AT: None, RATE: 1e-4}), shipped])
+    step = parameter_panels(made)[1].figure
+    assert step.layout.xaxis.type == "linear" and "6" not in step.data[0].customdata
+
+
 def test_values_that_are_no_numbers_are_named() -> None:
     name = "second_stage.trainable_modules"
     trials = [replace(make_trial(n, 40, 1e-4), config={name: value}) for n, value in enumerate((None, ["a", "b"]))]
