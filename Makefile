@@ -54,7 +54,7 @@ picture: $(RUN)
 	@folder=$$($(BIN)/latentsync-ray tune search_spaces/transition.yaml $(ARGS) | tee /dev/stderr | sed -n 's/^results: //p') && \
 		test -n "$$folder" && page=$$(mktemp --suffix=.html) && sed "s#$$PWD/##g" "$$folder/report.html" > "$$page" && \
 		$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --virtual-time-budget=10000 --window-size=1280,2100 \
-		--screenshot=docs/report.png "file://$$page"; rm -f "$$page"
+		--screenshot=docs/report.png "file://$$page"; status=$$?; rm -f "$$page"; exit $$status
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"

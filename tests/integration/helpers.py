@@ -137,7 +137,7 @@ class OneOrder:
     """An engine that has one order for everybody who asks."""
 
     def join(self, group: str) -> tuple[WorkerSetup, int]:
-        recipe = {"transition": {"max_step": 20}, "first_stage": {}, "second_stage": {}}
+        recipe = {"transition": {"max_step": 20}, "first_stage": {}, "second_stage": {"num_steps": 20}}
         return WorkerSetup({**recipe, "training": "trivial:TrivialTraining"}), 0
 
     def next_order(self, group: str, number: int) -> WorkerOrder | None:
