@@ -52,8 +52,9 @@ CHROMIUM ?= $(firstword $(shell which chromium chromium-browser google-chrome 2>
 picture: $(RUN)
 	@test -n "$(CHROMIUM)" || { echo "needs Chromium; name it: make picture CHROMIUM=/path/to/chrome" >&2; exit 1; }
 	@folder=$$($(BIN)/latentsync-ray tune search_spaces/transition.yaml $(ARGS) | tee /dev/stderr | sed -n 's/^results: //p') && \
-		test -n "$$folder" && $(CHROMIUM) --headless --no-sandbox --hide-scrollbars --virtual-time-budget=10000 --window-size=1280,1500 \
-		--screenshot=docs/report.png "file://$$(realpath "$$folder")/report.html"
+		test -n "$$folder" && page=$$(mktemp --suffix=.html) && sed "s#$$PWD/##g" "$$folder/report.html" > "$$page" && \
+		$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --virtual-time-budget=10000 --window-size=1280,2100 \
+		--screenshot=docs/report.png "file://$$page"; rm -f "$$page"
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"

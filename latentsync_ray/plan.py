@@ -21,6 +21,7 @@ from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE, Recipe
 from latentsync_ray.config.search import POPULATION_SCHEDULERS, SearchConfig
 from latentsync_ray.config.searchfiles import load_search
+from latentsync_ray.core.baselines import baselines_of
 from latentsync_ray.core.forecast import Forecast, Span, StageTimes
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.training import Inputs, code_fingerprint, load_training
@@ -76,14 +77,16 @@ def _trials(
     search: SearchConfig, recipe: Recipe, inputs: Inputs[Any] | None, transition_step: int | None
 ) -> list[PlannedTrial]:
     """The search's trials; with what the training reads, their keys are those of the store."""
+    compared = () if transition_step is not None else baselines_of(search, recipe)
     if inputs is None:
-        return plan_trials(search, recipe, transition_step, any_policy=True)
+        return plan_trials(search, recipe, transition_step, any_policy=True, compared=compared)
     fingerprints = {**inputs.fingerprints, **code_fingerprint(load_training(recipe.training))}
 
     def root_of(trial: TrialRecipe) -> str:
         return trial.root_key(fingerprints, {})
 
-    return plan_trials(search, inputs.recipe, transition_step, any_policy=True, root_of=root_of)
+    ready = inputs.recipe
+    return plan_trials(search, ready, transition_step, any_policy=True, root_of=root_of, compared=compared)
 
 
 def _probed(inputs: Inputs[Any], store: Store, way: Scenario) -> dict[str, StageTimes]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.length import first_stage_steps
 from latentsync_ray.config.lengths import extremes, has_fixed_second_stage, longest_trial
+from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.plain import Settings, plain
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SEEDS, SearchConfig
@@ -45,6 +46,17 @@ class Asked:
     """Its own values of the recipe, by dotted name."""
 
 
+def baselines_of(search: SearchConfig, recipe: Recipe) -> list[Asked]:
+    """The baselines of a search; see `baselines`."""
+    if not _has_baselines(search):
+        return []
+    return baselines(search, recipe, load_recipe(search.recipe))
+
+
+def _has_baselines(search: SearchConfig) -> bool:
+    return search.baselines and search.share and search.start_from is None
+
+
 def baselines(search: SearchConfig, recipe: Recipe, shipped: Recipe) -> list[Asked]:
     """What the best trial of a search is compared with, for each seed of the space.
 
@@ -53,7 +65,7 @@ def baselines(search: SearchConfig, recipe: Recipe, shipped: Recipe) -> list[Ask
         recipe: The recipe before a trial's own values.
         shipped: The recipe as its files have it, whose transition policy is a baseline.
     """
-    if not (search.baselines and search.share) or search.start_from is not None:
+    if not _has_baselines(search):
         return []
     every = recipe.first_stage.report_every_steps
     whole = None if has_fixed_second_stage(search) else first_stage_steps(recipe)

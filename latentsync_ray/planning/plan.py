@@ -15,6 +15,7 @@ from latentsync_ray.config.loading import Variants, with_overrides
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import Asked
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
 from latentsync_ray.planning.simulation import Costs, GoOn, Outcome, PlannedTrial, RandomRungs, Simulation
@@ -65,6 +66,7 @@ def plan_trials(
     *,
     any_policy: bool = False,
     root_of: Callable[[TrialRecipe], str] | None = None,
+    compared: Sequence[Asked] = (),
 ) -> list[PlannedTrial]:
     """The trials of a search, in the order in which Ray Tune creates them.
 
@@ -75,6 +77,7 @@ def plan_trials(
         transition_step: Where all trials leave stage one, instead of what their policies say.
         any_policy: Whether a policy may read metrics; such trials cannot be walked.
         root_of: Key of the state before a trial's first step; without it, one that no store has.
+        compared: Baselines, whose numbers follow those of the search's own trials.
 
     Raises:
         UserError: A policy reads metrics, which nobody knows before, or values break a rule.
@@ -85,7 +88,8 @@ def plan_trials(
         with_overrides(recipe, fixed, "--transition-step")
     variants = Variants(recipe)
     trials: list[PlannedTrial] = []
-    for number, values in enumerate(_draws(search)):
+    beside = ((number, asked.values) for number, asked in enumerate(compared, search.num_trials))
+    for number, values in itertools.chain(enumerate(_draws(search)), beside):
         try:
             made = variants.recipe({**values, **fixed})
         except UserError:

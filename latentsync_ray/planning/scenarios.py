@@ -75,7 +75,7 @@ def scenarios(search: SearchConfig, recipe: Recipe, trials: Sequence[PlannedTria
         return Scenarios((only,), only, only)
     latest = [leaving(trial, bounds[trial.number][1]) for trial in trials]
     spread = [leaving(trial, _evenly(trial, bounds, len(trials))) for trial in trials]
-    more = _clones_steps(search, recipe, len(trials))
+    more = _clones_steps(search, recipe)
     return Scenarios(
         fewest=tuple(_fewest(search, recipe, at) for at in (soonest, latest)),
         likely=Scenario(spread, _likely_rule(search, recipe)),
@@ -136,14 +136,19 @@ def _fewest(search: SearchConfig, recipe: Recipe, trials: Sequence[PlannedTrial]
     """All trials but the cheapest end where the scheduler may first stop one."""
     name = search.trial_scheduler.name
     if name == "fifo" or name in POPULATION_SCHEDULERS:
-        return Scenario(trials, lambda: _all_go_on, -_clones_steps(search, recipe, len(trials)))
+        return Scenario(trials, lambda: _all_go_on, -_clones_steps(search, recipe))
     rungs = _rungs(search, recipe)
 
     def left(trial: PlannedTrial) -> int:
         return sum(s.num_steps for s in trial.walk()) - sum(s.num_steps for s in _until(trial.walk(), rungs(), 0))
 
-    kept = min(trials, key=left).number
-    return Scenario(trials, lambda: _one_goes_on(kept, rungs()))
+    kept = min((trial for trial in trials if trial.number < search.num_trials), key=left).number
+    return Scenario(trials, lambda: _beside_go_on(search, _one_goes_on(kept, rungs())))
+
+
+def _beside_go_on(search: SearchConfig, rule: GoOn) -> GoOn:
+    """The scheduler's rule for the search's own trials; baselines run to their ends."""
+    return lambda trial, segment: trial >= search.num_trials or rule(trial, segment)
 
 
 def _one_goes_on(kept: int, rungs: Rungs) -> GoOn:
@@ -154,7 +159,7 @@ def _likely_rule(search: SearchConfig, recipe: Recipe) -> Callable[[], GoOn]:
     if search.trial_scheduler.name not in ("asha", "hyperband"):
         return lambda: _all_go_on
     settings, longest = _as_asha(search, recipe)
-    return lambda: RandomRungs(settings, longest, recipe.length, seed=0)
+    return lambda: _beside_go_on(search, RandomRungs(settings, longest, recipe.length, seed=0))
 
 
 class Rungs(RandomRungs):
@@ -181,10 +186,10 @@ def _as_asha(search: SearchConfig, recipe: Recipe) -> tuple[TrialSchedulerConfig
     return replace(settings, grace_period=grace, second_stage_grace=0), longest
 
 
-def _clones_steps(search: SearchConfig, recipe: Recipe, num_trials: int) -> float:
+def _clones_steps(search: SearchConfig, recipe: Recipe) -> float:
     """Most steps that clones train again or skip: at each interval the worst trials, by an interval each."""
     settings = search.trial_scheduler
     if settings.name not in POPULATION_SCHEDULERS:
         return 0.0
-    num_clones = math.ceil(settings.quantile_fraction * num_trials)
+    num_clones = math.ceil(settings.quantile_fraction * search.num_trials)
     return num_clones * longest_trial(search, recipe).second_stage

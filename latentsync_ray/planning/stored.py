@@ -10,6 +10,7 @@ from statistics import median
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.core.baselines import baselines_of
 from latentsync_ray.core.forecast import Forecast
 from latentsync_ray.core.record import Record
 from latentsync_ray.core.trial_recipe import TrialRecipe
@@ -65,7 +66,8 @@ def foretell(
     if search.num_trials > _MOST_TRIALS:
         return None
     try:
-        trials = plan_trials(search, recipe, any_policy=True, root_of=root_of)
+        compared = baselines_of(search, recipe)
+        trials = plan_trials(search, recipe, any_policy=True, root_of=root_of, compared=compared)
     except UserError:
         return None
     ways = scenarios(search, recipe, trials)

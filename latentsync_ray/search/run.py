@@ -15,11 +15,10 @@ from latentsync_ray.cli import command_line
 from latentsync_ray.cluster.resources import nodes_come_and_go
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes
-from latentsync_ray.config.loading import load_recipe
 from latentsync_ray.config.plain import Settings, settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
-from latentsync_ray.core.baselines import baselines
+from latentsync_ray.core.baselines import baselines_of
 from latentsync_ray.core.course import first_stage_segments
 from latentsync_ray.core.training import code_fingerprint, load_training
 from latentsync_ray.core.trial_recipe import TrialRecipe
@@ -99,7 +98,7 @@ def run_search(
     folder = search_folder(search, recipe, fingerprints)
     write_origin(store, folder, search, given, command_line())
     recipe = lengthened(recipe, search.trials.extend)
-    compared = baselines(search, recipe, load_recipe(search.recipe))
+    compared = baselines_of(search, recipe)
     job = Job(search, recipe, compared, store, folder, inputs.figures, started)
     finished = read_finished(store, folder)
     if finished is not None and not job.goes_on(finished):

@@ -36,7 +36,8 @@ def test_baselines_and_confirmations_run_beside_the_search(cluster: None, make_s
     assert first["key"] == shipped["key"] == next(t["key"] for t in own if t[AT] == "8" and t[LR] == "0.01")
     executed = outcome.executed
     assert len(executed) == len(set(executed)) == 24 // 4 + 2 * (16 + 8) // 4  # a trunk, and two branches at each
-    assert outcome.summary["answer"]["num_pairs"] == 4
+    assert outcome.summary["answer"]["num_pairs"] == 6
+    assert set(outcome.summary["answer"]["differences"]) == {str(role) for role in BASELINES}
 
     # What is asked for besides is trained, and nothing else.
     again = run_search(space, "confirm={top: 1, seeds: 2}")

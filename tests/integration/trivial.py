@@ -115,8 +115,8 @@ class TrivialTraining(Training[TrivialRecipe]):
         return {"val/recon": recon, "val/sync": recon / 2, "val/lpips": 0.1, "val/trepa": 0.0}
 
     def validation_terms(self) -> Terms:
-        """Four windows of two clips around each metric."""
-        shares, clips = (0.97, 0.99, 1.01, 1.03), ("a/0", "a/0", "b/0", "b/0")
+        """Six windows of three clips around each metric."""
+        shares, clips = (0.95, 0.97, 0.99, 1.01, 1.03, 1.05), ("a/0", "a/0", "b/0", "b/0", "c/0", "c/0")
         values = {name: [value * share for share in shares] for name, value in self.validate().items()}
         return Terms(clips, clips, values)
 

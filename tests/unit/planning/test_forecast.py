@@ -51,7 +51,7 @@ def made(
     domains = {name: read_domain(entry, name) for name, entry in space.items()}
     settings = TrialSchedulerConfig(**{"name": "fifo", **scheduler})
     workers = WorkersConfig(max_groups=1)
-    search = SearchConfig("r", "s", param_space=domains, trial_scheduler=settings, workers=workers)
+    search = SearchConfig("r", "s", baselines=False, param_space=domains, trial_scheduler=settings, workers=workers)
     return search, load_recipe(ROOT / "configs" / "demo", values or SMALL)
 
 
@@ -183,7 +183,7 @@ def test_the_command_tells_the_range(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main([*arguments, "--gpu-price", "3"]) == 0
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:5] for line in printed.splitlines() if line.startswith("│")}
-    assert [float(cell) for cell in rows["steps of stage one"]] == [40, 200, 200]
+    assert [float(cell) for cell in rows["steps of stage one"]] == [200, 200, 200]  # a baseline never leaves it
     hours, price = ([float(cell) for cell in rows[name]] for name in ("GPU hours", "price"))
     assert price == pytest.approx([3 * hour for hour in hours], rel=0.05)
     assert FIRST_STAGE not in printed and "--probe" not in printed
