@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from latentsync_ray.cli import program
@@ -18,7 +19,7 @@ from latentsync_ray.report.importance import Importance, importance_of
 from latentsync_ray.report.origin import SEARCH_FILE, Origin, read_origin
 from latentsync_ray.report.page import Card, Mark, Page, SearchRow, Source
 from latentsync_ray.report.page_table import page_table
-from latentsync_ray.report.pictures import Evidence, evidence_of
+from latentsync_ray.report.pictures import Evidence, Picture, evidence_of
 from latentsync_ray.report.stored import Progress, Written
 from latentsync_ray.report.summary import Summary
 from latentsync_ray.report.words import facts, value_text
@@ -63,7 +64,7 @@ def page_of(searches: Sequence[Reported]) -> Page:
         policies=answers[0].policies if alone and answers else (),
         searches=() if alone else tuple(map(_search_row, searches, letters)),
         cards=_cards(alone) if alone else (),
-        pictures=tuple(picture for one in searches for picture in one.evidence.pictures[: None if alone else 1]),
+        pictures=tuple(itertools.chain(*map(_pictures, searches, letters))),
         metric=board.metric,
         num_drawn=len(board.drawn),
         key=_key(board),
@@ -77,6 +78,16 @@ def page_of(searches: Sequence[Reported]) -> Page:
         table=page_table(board),
         notices=tuple(notice for summary in summaries for notice in summary.notices),
         sources=tuple(map(_source, searches, letters)),
+    )
+
+
+def _pictures(one: Reported, letter: str) -> tuple[Picture, ...]:
+    """All of a search that is alone on its page, else its best trial's."""
+    pictures = one.evidence.pictures
+    return (
+        tuple(replace(picture, title=f"{letter}: {picture.title}") for picture in pictures[:1])
+        if letter
+        else pictures
     )
 
 

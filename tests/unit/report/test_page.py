@@ -153,12 +153,14 @@ def test_a_diverged_branch_does_not_flatten_the_others(store: Store, mode: str, 
 
 
 def test_several_searches_are_set_side_by_side(store: Store) -> None:
+    publish_ends(store, make_trials())
     one = reported(
         store, FOLDER, Written(replace(make_summary(make_trials()), answer=ANSWER), Progress.ENDED, WRITTEN)
     )
     other = Written(make_summary([make_trial(0, 60, 1e-4)], make_search(name="b")), Progress.RUNNING, WRITTEN)
     page = PageParts(page_html(page_of([one, reported(store, FOLDER, other)])))
     assert ANSWER.sentences[0] in page.text and "B: still running" in page.text
+    assert re.findall(r"([AB]): best \(trial (\d+)\)", page.text) == [("A", "3")]
     assert page.cells("trial")[:3] == ["A 3", "A 7", "B 0"]
     ends = page.traces("tree")[-1]
     assert set(ends["customdata"]) == set(page.cells("trial"))
