@@ -20,9 +20,10 @@ SEARCH = {
 def test_baselines_and_confirmations_run_beside_the_search(cluster: None, make_search: Any, run_search: Any) -> None:
     space = make_search(**SEARCH)
     outcome = run_search(space)
-    own, beside = [[t for t in outcome.trials if (t["role"] == "searched") == is_own] for is_own in (True, False)]
-    assert outcome.exit_status == 0 and [trial["status"] for trial in outcome.trials] == ["finished"] * 7
-    assert {trial["global_step"] for trial in outcome.trials} == {"24"}  # all cost the same
+    trials = outcome.trials
+    own, beside = [[t for t in trials if (t["role"] == "searched") == is_own] for is_own in (True, False)]
+    assert outcome.exit_status == 0 and [trial["status"] for trial in trials] == ["finished"] * 7
+    assert {trial["global_step"] for trial in trials} == {"24"}  # all cost the same
     assert [(int(t["transition_step"]), int(t["second_stage_step"])) for t in own] == [
         (8, 16),
         (8, 16),
@@ -41,7 +42,7 @@ def test_baselines_and_confirmations_run_beside_the_search(cluster: None, make_s
 
     # What is asked for besides is trained, and nothing else.
     again = run_search(space, "confirm={top: 1, seeds: 2}")
-    assert again.folder == outcome.folder and again.trials[:7] == outcome.trials
+    assert again.folder == outcome.folder and again.trials[:7] == trials
     added = again.trials[7:]
     assert [trial["role"] for trial in added] == ["confirming"] * 2 + [
         str(role) for role in BASELINES[1:] for _ in range(2)
