@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SyncNetConfig:
     """The demo's, with three short clips."""
-    settings = {"num_speakers": 3, "clips_per_speaker": 1, "num_frames": 48}
+    settings = {"num_speakers": 3, "num_validation_speakers": 1, "clips_per_speaker": 1, "num_frames": 48}
     arguments = [f"data.synthetic.{name}={value}" for name, value in settings.items()]
     config = load_syncnet(
         ROOT / "configs" / "demo" / "syncnet.yaml",
