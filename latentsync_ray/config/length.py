@@ -29,7 +29,11 @@ class LengthConfig:
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
         if (self.steps is None) == (self.cost is None):
-            yield "steps", "must be given where `cost` is not, and only there", "give one of the two, and null for the other"
+            yield (
+                "steps",
+                "must be given where `cost` is not, and only there",
+                "give one of the two, and null for the other",
+            )
         if self.steps is not None and self.steps < 1:
             yield "steps", "must be at least 1", "raise it"
         if self.cost is not None and not (math.isfinite(self.cost) and self.cost > 0):
