@@ -63,10 +63,11 @@ def relative_difference(samples: Samples, best: int, chosen_among: NDArray[np.bo
     """How far the best candidate is from a baseline, as a share of the baseline's size.
 
     The lower end is that of Student's t. The upper end is further out by what the choice of the best does: in each
-    draw the luckiest of all that cannot be told from it is chosen as if they were equal, and the end covers how much
-    too good that one looks. What is clearly worse is left out, as in generalised moment selection (Andrews and Soares
-    2010, Inference for Parameters Defined by Moment Inequalities). So each end is wrong in at most (1 - LEVEL) / 2 of
-    the cases or little more, wherever the candidates lie. Shares are linearised (the delta method).
+    draw the luckiest of all that cannot be told from it is chosen as if they were equal, and the end covers by
+    how much that one looks better than it is. What is clearly worse is left out, as in generalised moment
+    selection (Andrews and Soares 2010, Inference for Parameters Defined by Moment Inequalities). So each end is wrong
+    in at most (1 - LEVEL) / 2 of the cases or little more, wherever the candidates lie. Shares are linearised (the
+    delta method).
 
     Args:
         samples: Of all candidates.

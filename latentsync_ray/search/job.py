@@ -18,7 +18,7 @@ from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.engine.messages import EngineStatus
 from latentsync_ray.report.pairs import stored_terms
 from latentsync_ray.report.remaining import Ends
-from latentsync_ray.report.summary import Summary, summarise
+from latentsync_ray.report.summary import Cloning, Summary, summarise
 from latentsync_ray.report.trials import TrialResult, TrialStatus
 from latentsync_ray.search.beside import confirmations, is_among
 from latentsync_ray.search.journal import Journal
@@ -56,12 +56,19 @@ class Job:
         ends, finished = Ends(self.recipe), [trial for trial in trials if trial.status == TrialStatus.FINISHED]
         return self.search.trials.extend > 0 and any(ends.steps_left(trial).second_stage > 0 for trial in finished)
 
-    def summary(self, trials: Iterable[TrialResult], status: EngineStatus, plan: Forecast | None = None) -> Summary:
+    def summary(
+        self,
+        trials: Iterable[TrialResult],
+        status: EngineStatus,
+        clonings: Sequence[Cloning] = (),
+        plan: Forecast | None = None,
+    ) -> Summary:
         """What the search has come to by now.
 
         Args:
             trials: What became of each.
             status: The engine's.
+            clonings: Which trial became a clone of which.
             plan: What this call was expected to take.
         """
         return summarise(
@@ -69,7 +76,7 @@ class Job:
             self.recipe,
             trials,
             status,
-            self.journal().clonings(),
+            clonings,
             self.figures,
             time.monotonic() - self.started,
             stored_terms(self.store),

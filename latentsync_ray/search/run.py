@@ -104,7 +104,7 @@ def run_search(
     if finished is not None and not job.goes_on(finished):
         display.stop()
         print("this search is finished: nothing to train", flush=True)
-        return _report(job, job.summary(finished, EngineStatus())), store.uri_of(folder)
+        return _report(job, job.summary(finished, EngineStatus(), job.journal().clonings())), store.uri_of(folder)
     stored_bytes = 0 if search.budget.storage_gb is None else store.state_bytes()
     used_up = exceeded(search.budget, read_spent(store, folder), stored_bytes)
     if used_up is not None:
@@ -177,7 +177,7 @@ def _train(job: Job, engine: StartedEngine, display: Display, workers: WorkerSet
         trials = with_unfinished(search, trials)
     status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
     stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _report(job, job.summary([*trials, *progress.beside.values()], status, plan))
+    exit_status = _report(job, job.summary([*trials, *progress.beside.values()], status, journal.clonings(), plan))
     ray.get(stopping)
     ray.wait([serving])  # Ray prints an error for a call that outlives its actor
     return exit_status

@@ -16,7 +16,7 @@ from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Metrics, Segment
 from latentsync_ray.core.transition import divergence, objective
 from latentsync_ray.core.trial_recipe import TrialRecipe
-from latentsync_ray.engine.messages import Answer, Failed, Finished
+from latentsync_ray.engine.messages import Answer, Branch, Failed, Finished
 from latentsync_ray.report.trials import Boundary
 from latentsync_ray.search.reported import Reported
 
@@ -101,7 +101,9 @@ class Walk:
         """The engine's answer, which it may have given ahead."""
         if segment.key in self._ahead:
             return Finished(self._ahead[segment.key], cached=True, ahead={})
-        answer: Answer = ray.get(self._engine.run.remote(self._name, self._process, self.course.root, segment))
+        branch = Branch.ahead(self.course.recipe, segment)
+        asked = self._engine.run.remote(self._name, self._process, self.course.root, segment, branch)
+        answer: Answer = ray.get(asked)
         self._ahead = answer.ahead if isinstance(answer, Finished) else {}
         return answer
 
