@@ -50,3 +50,18 @@ class DecideAgain:
 
 
 Decision = TrainOrder | StartGroup | StopGroup | DecideAgain
+
+
+def near_steps(idle_seconds: float, startup_seconds: float | None, step_seconds: float | None) -> float:
+    """Steps in the time for which a group without work is worth keeping.
+
+    That is as long as it may be idle anyway, and as long as another one would take to start.
+
+    Args:
+        idle_seconds: How long a group may be idle.
+        startup_seconds: How long a group takes to start; None if it is not known.
+        step_seconds: Seconds of a step of stage one; None if it is not known.
+    """
+    if startup_seconds is None or step_seconds is None:
+        return 0.0
+    return (idle_seconds + startup_seconds) / step_seconds

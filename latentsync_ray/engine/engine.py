@@ -17,7 +17,7 @@ from latentsync_ray.core.segment import Segment
 from latentsync_ray.engine.answers import Answers
 from latentsync_ray.engine.background import Background
 from latentsync_ray.engine.cleaning import Cleaning
-from latentsync_ray.engine.decisions import DecideAgain, StartGroup, StopGroup, TrainOrder
+from latentsync_ray.engine.decisions import DecideAgain, StartGroup, StopGroup, TrainOrder, near_steps
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.groups import nodes_for, run_group
 from latentsync_ray.engine.known import KnownSegments, Result
@@ -69,11 +69,10 @@ class Engine:
         self.reservations = Reservations(workers, self.notices)
         self.nodes = Nodes(self._candidates, self.notices)
         self.recovery = Recovery(
-            self.dispatcher, self.known, self.answers, self.pool, self.nodes, self.notices, clock
+            self.dispatcher, self.known, self.answers, self.pool, self.nodes, self.reservations, self.notices, clock
         )
         self.watch = Watch(self.pool, self.dispatcher.assignment, self.totals, workers, self.notices, clock)
-        stored_bytes = 0 if setup.budget.storage_gb is None else store.state_bytes()
-        self.spending = Spending(setup.budget, stored_bytes, self.pool.seconds_held, clock)
+        self.spending = Spending(setup.budget, store, self.pool.seconds_held, clock)
         self.background, self._groups = Background(self.notices), Background(self.notices)
         self.cleaning = Cleaning(store, self.dispatcher, self.known, self.spending, self.notices, self.background)
         self._setup, self._clock = setup, clock
@@ -81,7 +80,6 @@ class Engine:
         self._num_trials = 0
         self._processes: dict[str, str] = {}
         """Trial that goes on -> the process that asks for it."""
-        self._num_losses = 0
         self._asked = self._closed = False
         self._serving = asyncio.Event()
         self._decision_due: asyncio.TimerHandle | None = None
@@ -106,10 +104,8 @@ class Engine:
         self.notes.folder, self._inputs = folder, inputs
         try:
             self.spending.resume(self.notes)
-            self._num_losses = self.notes.count_loss()
-            if self._num_losses:
-                self.reservations.watch()
-                self.recovery.engine_lost(self._num_losses)
+            if num_losses := self.notes.count_loss():
+                self.recovery.engine_lost(num_losses)
             await self._write_notes()
             self._serving.set()
             noted_at = self._clock()
@@ -240,9 +236,7 @@ class Engine:
             self.pool.finish_order(group)
             self.answers.give(segment.key, result)
             self._decide()
-            if self._num_losses:
-                self._num_losses = 0
-                await self.notes.reset_losses()
+            await self.notes.reset_losses()
         return await self.next_order(group, number + 1)
 
     async def order_failed(self, group: str, number: int, failure: OrderFailure) -> None:
@@ -301,8 +295,9 @@ class Engine:
 
     def _decide(self, check_idle: bool = False) -> None:
         """Carries out what the dispatcher decides after everything that happens."""
-        near_steps = self._near_steps() if check_idle else 0.0
-        for decision in self.dispatcher.decide(self._clock(), self._may_begin(), check_idle, near_steps):
+        idle_seconds, step_seconds = self._setup.groups.workers.idle_seconds, self.totals.step_seconds(FIRST_STAGE)
+        near = near_steps(idle_seconds, self.pool.startup_seconds, step_seconds) if check_idle else 0.0
+        for decision in self.dispatcher.decide(self._clock(), self._may_begin(), check_idle, near):
             match decision:
                 case TrainOrder(group) | StopGroup(group):
                     self.pool.runs[group].wake()
@@ -310,16 +305,6 @@ class Engine:
                     self._start(decision)
                 case DecideAgain(seconds) if self._decision_due is None:
                     self._decision_due = asyncio.get_running_loop().call_later(seconds, self._decide_again)
-
-    def _near_steps(self) -> float:
-        """Steps of stage one in the time for which a group without work is worth keeping.
-
-        That is as long as it may be idle anyway, and as long as another one would take to start.
-        """
-        startup_seconds, trained = self.pool.startup_seconds, self.totals.by_stage.get(FIRST_STAGE)
-        if startup_seconds is None or trained is None:
-            return 0.0
-        return (self._setup.groups.workers.idle_seconds + startup_seconds) / trained.seconds_per_step
 
     def _may_begin(self) -> bool:
         return not self._closed and self.spending.used_up is None
@@ -352,10 +337,7 @@ class Engine:
 
     async def _run_to_end(self, run: Run) -> None:
         """Runs a group; when it has ended, its order goes back, or is given up."""
-        error = await self.pool.run(run)
-        if error is not None and run.joined_at is None:
-            self.reservations.watch()
-        self.recovery.group_ended(run, error)
+        self.recovery.group_ended(run, await self.pool.run(run))
         self._decide()
 
     async def _keep_house(self) -> None:

@@ -21,6 +21,7 @@ class SearchNotes:
     def __init__(self, store: Store, notices: Notices):
         self.folder = ""
         """The search's folder below the store's root."""
+        self._num_losses = 0
         self._store, self._notices = store, notices
 
     async def write(self, name: str, values: Mapping[str, float]) -> None:
@@ -45,13 +46,15 @@ class SearchNotes:
         except DamagedEntryError as error:
             self._notices.add(f"{error}; losses are counted from 0")
             noted = None
-        losses = 1 + (int(noted["losses"]) if noted else 0)
-        self._store.write_json(file, {"losses": losses})
-        return losses
+        self._num_losses = 1 + (int(noted["losses"]) if noted else 0)
+        self._store.write_json(file, {"losses": self._num_losses})
+        return self._num_losses
 
     async def reset_losses(self) -> None:
-        """A segment was finished."""
-        await self.write(_LOSSES_FILE, {"losses": 0})
+        """A segment was finished, so that losses begin again at 0."""
+        if self._num_losses:
+            self._num_losses = 0
+            await self.write(_LOSSES_FILE, {"losses": 0})
 
 
 def read_spent(store: Store, folder: str) -> Spent:

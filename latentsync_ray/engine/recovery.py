@@ -12,6 +12,7 @@ from latentsync_ray.engine.nodes import Nodes
 from latentsync_ray.engine.notices import Notices
 from latentsync_ray.engine.orders import Order
 from latentsync_ray.engine.pool import Run, WorkerPool
+from latentsync_ray.engine.reservations import Reservations
 from latentsync_ray.store import DamagedEntryError, StorageError
 
 MAX_ENGINE_LOSSES = 3
@@ -27,6 +28,7 @@ class Recovery:
         answers: Who waits for what.
         pool: The groups.
         nodes: Where processes fail.
+        reservations: What lost groups may leave behind.
         notices: For the user.
         clock: Seconds.
     """
@@ -38,10 +40,11 @@ class Recovery:
         answers: Answers,
         pool: WorkerPool,
         nodes: Nodes,
+        reservations: Reservations,
         notices: Notices,
         clock: Callable[[], float],
     ):
-        self._nodes = nodes
+        self._nodes, self._reservations = nodes, reservations
         self._dispatcher, self._known, self._answers = dispatcher, known, answers
         self._pool, self._notices, self._clock = pool, notices, clock
         self._reports: dict[str, dict[int, OrderFailure]] = {}
@@ -75,7 +78,8 @@ class Recovery:
             self.break_down(failure.error)
 
     def engine_lost(self, num_losses: int) -> None:
-        """The engine was lost, so many times with no segment finished in between."""
+        """The engine was lost, so many times with no segment finished in between; its groups have ended with it."""
+        self._reservations.watch()
         if num_losses > MAX_ENGINE_LOSSES:
             lost = f"the engine was lost {num_losses} times in a row"
             self._answers.broken = Failed(f"{lost}; its log in Ray's folder may say why")
@@ -105,6 +109,8 @@ class Recovery:
             error: What ended it too early, one line, or None.
         """
         self._reports.pop(run.name, None)
+        if error is not None and run.joined_at is None:
+            self._reservations.watch()
         if error is not None:
             self._notices.add(f"{run.name}: its Ray Train run ended: {error}")
         given_up = self._dispatcher.end_group(run.name, error or "the worker group ended", self._clock())

@@ -9,7 +9,7 @@ from latentsync_ray.config.search import BudgetConfig
 from latentsync_ray.engine.budget import Exceeded, Spent, exceeded
 from latentsync_ray.engine.notes import SearchNotes
 from latentsync_ray.engine.notices import Notices
-from latentsync_ray.store import SPENT_FILE
+from latentsync_ray.store import SPENT_FILE, Store
 
 _QUIET_SECONDS = 5.0
 """At a budget, trials that have been given nothing for so long have no more to find in the store."""
@@ -20,16 +20,16 @@ class Spending:
 
     Args:
         budget: What the search may spend.
-        stored_bytes: Of all states in the store.
+        store: Whose states count.
         seconds_held: Says how long worker processes have been held in this call of the search.
         clock: Seconds.
     """
 
     def __init__(
-        self, budget: BudgetConfig, stored_bytes: int, seconds_held: Callable[[], float], clock: Callable[[], float]
+        self, budget: BudgetConfig, store: Store, seconds_held: Callable[[], float], clock: Callable[[], float]
     ):
-        self.stored_bytes = stored_bytes
-        """Of all states in the store."""
+        self.stored_bytes = 0 if budget.storage_gb is None else store.state_bytes()
+        """Of all states in the store, if a budget asks for it."""
         self.used_up: Exceeded | None = None
         """The budget because of which nothing new begins."""
         self._budget, self._seconds_held, self._clock = budget, seconds_held, clock

@@ -17,6 +17,11 @@ class Totals:
         self.newest_seconds_per_step: float | None = None
         """Of the segment that was trained last."""
 
+    def step_seconds(self, stage: str) -> float | None:
+        """Mean seconds of a step of a stage; None if none was trained."""
+        trained = self.by_stage.get(stage)
+        return None if trained is None else trained.seconds_per_step
+
     def add(self, segment: Segment, timings: Timings, speed: Speed) -> None:
         """Adds a trained segment."""
         one = StageTotals(num_steps=segment.num_steps, **asdict(timings), newest_speed=speed)

@@ -18,7 +18,14 @@ from latentsync_ray.config.search import TrialSchedulerConfig
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.segment import Segment
 from latentsync_ray.core.trial_recipe import STAGES, TrialRecipe
-from latentsync_ray.engine.decisions import YIELD_SECONDS, DecideAgain, StartGroup, StopGroup, TrainOrder
+from latentsync_ray.engine.decisions import (
+    YIELD_SECONDS,
+    DecideAgain,
+    StartGroup,
+    StopGroup,
+    TrainOrder,
+    near_steps,
+)
 from latentsync_ray.engine.dispatcher import Dispatcher
 from latentsync_ray.engine.messages import Branch
 
@@ -124,7 +131,7 @@ class Simulation:
         self._unborn = deque(trials)
         self._max_concurrent = max_concurrent
         self._costs, self._go_on = costs, go_on
-        self._near_steps = (costs.idle_seconds + costs.startup_seconds) / costs.step_seconds[FIRST_STAGE]
+        self._near_steps = near_steps(costs.idle_seconds, costs.startup_seconds, costs.step_seconds[FIRST_STAGE])
         self._walks: dict[int, Iterator[Segment]] = {}
         self._recipes = {trial.number: trial.recipe for trial in trials}
         self._waiting: defaultdict[str, list[int]] = defaultdict(list)
