@@ -6,6 +6,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 RUN := .venv/.installed
 DEV := .venv/.dev
+# Two files at a time, the long ones first; the tests of a file share their Ray cluster.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: venv face tune plan train example picture test soak s3 check assets bench bench-gpu bench-scale count chaos truth coverage clean
 
@@ -58,7 +60,7 @@ picture: $(RUN)
 
 test: $(DEV)
 	@$(MAKE) --no-print-directory face || echo "no MediaPipe for this Python: the test of footage is left out"
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Chaos, leaks, random damage and searches, budgets, branches, an object store: hours on two cores.
 soak: $(DEV)
@@ -73,7 +75,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 assets: $(DEV)
 	$(BIN)/python assets/make_assets.py $(ARGS)

@@ -161,6 +161,7 @@ def test_a_plan_has_the_steps_that_a_search_trains(
     assert len(outcome.executed) == len(distinct)
 
 
+@pytest.mark.soak
 def test_a_reader_that_goes_ends_printing_and_nothing_else(make_search: Any, tmp_path: Path) -> None:
     space = make_search(stage={"second_stage": {"step_seconds": 0.5}}, workers={"max_groups": 1})
     command = [sys.executable, "-m", "latentsync_ray.tune", str(space), f"storage={tmp_path / 'results'}"]

@@ -139,6 +139,7 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path: Path, networks: list
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "set"]
 
 
+@pytest.mark.soak
 def test_what_is_said_of_odd_files_beside_good_ones(shared: Path, tmp_path: Path, networks: list[str]) -> None:
     """Each file that is left out is named once, each warning told once, progress too, and nothing of others."""
     folder, out = tmp_path / "clips", tmp_path / "set"

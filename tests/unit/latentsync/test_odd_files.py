@@ -214,6 +214,7 @@ def test_footage_whose_face_is_too_small(faults: Path, tmp_path: Path, face_mesh
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_footage_that_is_whole_loses_nothing(shared: Path, face_mesh: None) -> None:
     """As many clips as without the limits, and in none of them grey that is not the picture's own."""
     num_clips = {}
