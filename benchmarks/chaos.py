@@ -9,6 +9,7 @@ a process for 20 seconds, which nobody may take for its end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -39,7 +40,8 @@ KNOWN_FILES = re.compile(
     r"store\.json"
     r"|segments/[0-9a-f]{64}/(record\.json|state\.safetensors|preview\.png|terms\.json|partial\.(json|safetensors))"
     r"|segments/[0-9a-f]{64}/executions/[0-9a-f]{32}\.json"
-    r"|searches/[^/]+/(trials\.(json|csv)|summary\.json|spent\.json|engine_losses\.json|report\.html)"
+    r"|searches/[^/]+/(trials\.(json|csv)|summary\.json|spent\.json|engine_losses\.json|report\.(html|json))"
+    r"|searches/[^/]+/(command\.txt|search\.yaml|recipe/[a-z_]+\.yaml)"
     r"|searches/[^/]+/decisions/[0-9-]+\.json"
     r"|searches/[^/]+/best/[a-z_]+\.yaml"
     r"|searches/[^/]+/tensorboard/.+"
@@ -134,10 +136,13 @@ def run(folder: Path, mode: Mode, num_faults: int, say: Callable[[str], None]) -
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TRIVIAL)])  # of the nodes' workers
     head = {**NODE, "num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
+    with contextlib.ExitStack() as ends:
+        ends.callback(cluster.shutdown)
         nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
         search = Search(space, done.storage, cluster.address)
+        ends.callback(search.process.kill)
         faults = Faults(chance, search, cluster, nodes, mode.stops)
+        ends.callback(faults.let_go_on, everybody=True)
         next_fault = time.monotonic() + chance.uniform(10, 20)
         seen = 0
         while not search.ended():
@@ -158,10 +163,6 @@ def run(folder: Path, mode: Mode, num_faults: int, say: Callable[[str], None]) -
             seen = len(done.finished) + (chance.random() < 0.75)
         done.seconds, done.output = time.time() - done.started, search.output()
         return done
-    finally:
-        faults.let_go_on(everybody=True)
-        search.process.kill()
-        cluster.shutdown()
 
 
 def free_port() -> int:

@@ -73,13 +73,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("results/bench-gpu.jsonl"), help="rows are added (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=8, help="steps to time (%(default)s)")
-    parser.add_argument("--hash-steps", type=int, default=5, help="steps before them (%(default)s)")
+    parser.add_argument("--steps", type=int, help="steps to time (8; 2 with --small)")
+    parser.add_argument("--hash-steps", type=int, help="steps before them (5; 2 with --small)")
     parser.add_argument("--small", action="store_true", help="small networks, to try the whole path")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for --small")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe")
     options = parser.parse_intermixed_args(arguments)
     options.seconds = options.seconds or SECONDS[options.part]
+    options.steps = options.steps or (2 if options.small else 8)
+    options.hash_steps = options.hash_steps or (2 if options.small else 5)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: there is no GPU here; `--device cpu --small` tries the whole path")
     return options

@@ -122,12 +122,12 @@ class _Again:
         return self._recipe.second_stage.report_every_steps if name == "second_stage.num_steps" else 1
 
     def _within_length(self, name: str, domain: Domain | None) -> Domain | None:
-        """Without thresholds that come after the end of a trial."""
+        """Without thresholds at or after the end of a trial: that is never leaving, which is a baseline."""
         longest = first_stage_steps(self._recipe)
         if name != _THRESHOLD or longest is None or not isinstance(domain, Grid | Choice):
             return domain
         before = self._search.param_space[name].values()
-        left = [value for value in domain.listed if value <= longest]
+        left = [value for value in domain.listed if value < longest]
         return type(domain)(tuple(left)) if not set(left) <= set(before) else None
 
     def _with_domains(self, made: Mapping[str, Domain | None]) -> str | None:

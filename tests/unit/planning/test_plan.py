@@ -217,7 +217,7 @@ def test_trials_that_asha_stops_cost_nothing_more_with_sharing_and_without() -> 
 
 def test_the_demo_is_counted() -> None:
     plan = load_search("search_spaces/transition.yaml").plan()
-    assert (len(plan.segments), plan.distinct_steps(), plan.steps_without_sharing()) == (40, 880, 1800)
+    assert (len(plan.segments), plan.distinct_steps(), plan.steps_without_sharing()) == (34, 1360, 2400)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def test_the_kept_search_is_the_same_search(name: str, tmp_path: Path) -> None:
 
 
 def test_an_argument_that_replaced_an_override_stays_in_force(tmp_path: Path) -> None:
-    overrides = ["overrides.second_stage.num_steps=40", "second_stage.num_steps=20", f"storage={tmp_path}"]
+    overrides = ["overrides.second_stage.num_steps=80", "second_stage.num_steps=40", f"storage={tmp_path}"]
     search, recipe = load_search(ROOT / "search_spaces" / "transition.yaml", overrides)
-    assert search.overrides["second_stage.num_steps"] == 40 and recipe.second_stage.num_steps == 20
+    assert search.overrides["second_stage.num_steps"] == 80 and recipe.second_stage.num_steps == 40
     write_origin(Store(str(tmp_path)), FOLDER, search, recipe, "")
     _, kept_recipe = load_search(tmp_path / FOLDER / "search.yaml")
     assert kept_recipe == recipe
