@@ -1,6 +1,6 @@
 """`make coverage`: how often the intervals of a search hold the truth, in experiments whose truth is known.
 
-An experiment has the demo's numbers: 13 to 20 trials and a baseline on held-out speakers with two clips each, every
+An experiment has the demo's numbers: 12 to 20 trials and a baseline on held-out speakers with a clip each, every
 clip at two timesteps. Speakers, clips and timesteps differ in difficulty, and trials differ by what they are truly
 worth, by how they get on with a speaker and a clip (trials of one threshold or of one learning rate alike), and by
 noise. The best trial is chosen by its mean and compared with the baseline on the same data. The truth is what the two
@@ -27,9 +27,9 @@ from latentsync_ray.report.samples import Floats, Samples
 from latentsync_ray.report.seeds import SeedSpread
 
 NUM_EXPERIMENTS = 200
-NUM_CLIPS, NUM_TIMESTEPS = 2, 2
+NUM_CLIPS, NUM_TIMESTEPS = 1, 2
 """Of a speaker, and of a clip."""
-NUM_SPEAKERS = (3, 6, 12)
+NUM_SPEAKERS = (6, 12, 24)
 SPEAKER, CLIP, NOISE, SEED = 0.02, 0.015, 0.015, 0.01
 """Standard deviations, as shares of the metric: of how a trial gets on with a speaker and with a clip, of the rest,
 and of what a seed does to a training."""
@@ -135,7 +135,7 @@ def measure(num_speakers: int, truth: str, num_experiments: int, seed: int = 0) 
     random = np.random.default_rng([seed, num_speakers, list(TRUTHS).index(truth)])
     outcome = Outcome()
     for _ in range(num_experiments):
-        count = int(random.integers(13, 21)) + 1
+        count = int(random.integers(12, 21)) + 1
         worth = TRUTHS[truth](random, count)
         made = validated(random, num_speakers, worth, np.arange(count))
         trials, baseline = Samples.of(made.values[:-1], made.speakers), Samples.of(made.values[-1:], made.speakers)

@@ -124,9 +124,8 @@ class Dispatcher:
         self.add_done(order.segment, state_kept=True)
         return order
 
-    def relieve(self, name: str, parent: str, now: float) -> None:
-        """The parent's state is gone, but another search has finished the group's order, as `add_done` has told."""
-        self.drop([parent])
+    def relieve(self, name: str, now: float) -> None:
+        """The group's order is finished, as `add_done` has told, though the group has not said so."""
         self.book.withdraw(self.assignment.release(name, None, now))
 
     def fail(self, name: str, error: str, now: float, lost: bool = False) -> list[Order]:

@@ -207,7 +207,7 @@ class Engine:
         """Rank 0 of a started or restarted group reports. Returns the inputs and the number of its next order."""
         run = self.pool.join(group)
         if run.num_joins > 1:
-            self.recovery.workers_replaced(group)
+            await self.recovery.workers_replaced(group)
         await self._serving.wait()
         self.dispatcher.assignment.up(group, self._clock())
         assert self._inputs is not None
@@ -337,7 +337,7 @@ class Engine:
 
     async def _run_to_end(self, run: Run) -> None:
         """Runs a group; when it has ended, its order goes back, or is given up."""
-        self.recovery.group_ended(run, await self.pool.run(run))
+        await self.recovery.group_ended(run, await self.pool.run(run))
         self._decide()
 
     async def _keep_house(self) -> None:

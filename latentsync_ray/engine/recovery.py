@@ -84,10 +84,10 @@ class Recovery:
             lost = f"the engine was lost {num_losses} times in a row"
             self._answers.broken = Failed(f"{lost}; its log in Ray's folder may say why")
 
-    def workers_replaced(self, group: str) -> None:
+    async def workers_replaced(self, group: str) -> None:
         """Ray Train has replaced the workers of a group, which may have had an order."""
         order = self._dispatcher.assignment.order_of(group)
-        if order is None:
+        if order is None or await self._is_settled(group, order):
             return
         error = "a worker was lost"
         for rank, failure in sorted(self._reports.pop(group, {}).items())[:1]:
@@ -101,7 +101,7 @@ class Recovery:
         self._dispatcher.take_back(group, self._clock())
         self._pool.finish_order(group)
 
-    def group_ended(self, run: Run, error: str | None) -> None:
+    async def group_ended(self, run: Run, error: str | None) -> None:
         """A group has ended: its order goes back, or is given up.
 
         Args:
@@ -113,6 +113,9 @@ class Recovery:
             self._reservations.watch()
         if error is not None:
             self._notices.add(f"{run.name}: its Ray Train run ended: {error}")
+        order = self._dispatcher.assignment.order_of(run.name)
+        if order is not None:
+            await self._is_settled(run.name, order)
         given_up = self._dispatcher.end_group(run.name, error or "the worker group ended", self._clock())
         self._pool.remove(run)
         self._answers.give_up(given_up)
@@ -140,24 +143,35 @@ class Recovery:
 
         Another search drops a state when its trials have passed it, so it has the segment that follows.
         """
+        if await self._is_settled(group, order):
+            self._dispatcher.drop([parent])
+        else:
+            self._notices.add(f"{error}; it will be trained again")
+            self._answers.give_up(self._dispatcher.state_lost(group, parent, error, self._clock()))
+            self._pool.finish_order(group)
+        await self._order_again()
+
+    async def _is_settled(self, group: str, order: Order) -> bool:
+        """Whether nothing is left to do for a group's order: it is in the store, and those who wait are answered.
+
+        Workers may be lost between publishing a segment and telling so, and another search may have it too.
+        """
         key = order.segment.key
         known_before = key in self._known.results
         try:
             result = await self._known.find(key)
         except StorageError as unreadable:
-            self._fail(group, order, error)
+            self._fail(group, order, str(unreadable))
             self.break_down(str(unreadable))
-            return
+            return True
         if self._dispatcher.assignment.order_of(group) is not order:
-            return  # it has ended meanwhile
-        if result is not None and not (known_before and key not in self._dispatcher.states.kept):
-            self._dispatcher.relieve(group, parent, self._clock())
-            self._answers.give(key, result)
-        else:
-            self._notices.add(f"{error}; it will be trained again")
-            self._answers.give_up(self._dispatcher.state_lost(group, parent, error, self._clock()))
+            return True  # it has ended meanwhile
+        if result is None or (known_before and key not in self._dispatcher.states.kept):
+            return False  # an order for a state that was dropped
+        self._dispatcher.relieve(group, self._clock())
+        self._answers.give(key, result)
         self._pool.finish_order(group)
-        await self._order_again()
+        return True
 
     async def _order_again(self) -> None:
         """Orders what trials wait for once more, with the ancestors that have to be trained again for it."""

@@ -77,7 +77,7 @@ def objectives(demo: Outcome, recipe: LatentSyncRecipe, key: str) -> list[float]
 
 def test_it_shares_and_all_cost_the_same(demo: Outcome, recipe: LatentSyncRecipe) -> None:
     searched = [trial for trial in demo.trials if trial["role"] == "searched"]
-    assert len(searched) == 9 and len(demo.trials) == 12
+    assert len(searched) == 12 and len(demo.trials) == 15
     assert demo.executed == sorted(demo.records)  # each segment once
     assert demo.summary["steps_trained"] == demo.summary["steps_distinct"]
     assert demo.summary["sharing_factor"] > 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,29 @@ def test_an_error_that_follows_from_a_killed_rank_is_a_loss(tmp_path: Path) -> N
         assert isinstance(await asking, Finished)
 
     search(tmp_path, test)
+
+
+def test_what_lost_workers_had_published_is_not_trained_again(tmp_path: Path) -> None:
+    """They may be killed between publishing and telling."""
+
+    def publish() -> None:
+        Store(str(tmp_path)).publish(make_trained(PAIR), {"model.weight": torch.zeros(1)})
+
+    async def replaced(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        publish()
+        await engine.starts_again()
+        assert isinstance(await asyncio.wait_for(asking, 10), Finished)
+        assert not engine.dispatcher.book.orders and PAIR.key in engine.dispatcher.states.kept
+
+    async def ended(engine: OneGroup, asking: asyncio.Task[Answer]) -> None:
+        publish()
+        await engine.recovery.group_ended(engine.pool.runs["group-1"], "the controller was killed")
+        assert isinstance(await asyncio.wait_for(asking, 10), Finished)
+        assert not engine.dispatcher.book.orders and not engine.pool.runs
+
+    search(tmp_path, replaced)
+    shutil.rmtree(tmp_path / "segments")
+    search(tmp_path, ended)
 
 
 def test_what_every_rank_says_is_an_error(tmp_path: Path) -> None:
