@@ -92,10 +92,10 @@ class HyperBand(OpenBrackets, HyperBandScheduler):  # type: ignore[misc]
 
     def __init__(self, time_attr: str, second_stage_grace: int, **settings: Any):
         super().__init__(time_attr=time_attr, **settings, stop_last_trials=False)
-        self._counted, self._grace = time_attr, second_stage_grace
+        self._grace = second_stage_grace
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
-        """Ray Tune's decision, as if a trial had not begun before it can be judged."""
+        """Ray Tune's decision; a trial that cannot be judged yet goes on, and its cohort waits for it."""
         if Reported.from_result(result).second_stage_step < self._grace:
-            result = {**result, self._counted: 0}
+            return str(self.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))

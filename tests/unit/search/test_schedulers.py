@@ -155,12 +155,15 @@ def test_survivors_of_hyperband_run_to_their_ends_whatever_lengths_are() -> None
 
 
 def test_hyperband_judges_no_trial_in_stage_one_and_waits_for_none_that_is_beyond_its_milestones() -> None:
-    """The cohorts hold 6, 9 and 18 trials. The third one is halved at 27 and 81, both before a report counts."""
+    """The cohorts hold 6, 9 and 18 trials; in each the last one is the best.
+
+    The third cohort is halved at 27 and 81, both before a report counts.
+    """
     hyperband = HyperBand("cost", second_stage_grace=8, max_t=243, reduction_factor=3)
-    controller = Controller(hyperband, [12] * 32, [float(number) for number in range(32)], stage_one=100)
+    controller = Controller(hyperband, [12] * 32, [32.0 - number for number in range(32)], stage_one=100)
     ends = controller.run()
     assert sorted(ends) == list(range(32))
-    halved = {"finished": [*range(9), 15, 16], "stopped": [*range(9, 15), *range(17, 32)]}
+    halved = {"finished": [*range(6), 12, 13, 14, 30, 31], "stopped": [*range(6, 12), *range(15, 30)]}
     assert {end: [number for number in range(32) if ends[number] == end] for end in halved} == halved
     assert {controller.steps[controller.trials[number]] for number in halved["stopped"]} == {8}
 
