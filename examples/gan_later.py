@@ -1,7 +1,7 @@
 """When should an autoencoder's adversarial loss come in, and with which learning rate?
 
 Stage one trains an autoencoder of small pictures on the squared error alone, which leaves out their grain. Stage two
-has a discriminator for it, as in VQGAN (Esser et al. 2021, arXiv:2012.09841). `total_steps` is as in `cooldown.py`.
+has a discriminator for it, as in VQGAN (Esser et al. 2021, arXiv:2012.09841). Lengths are as in `cooldown.py`.
 The objective adds the squared error and the distance of the mean spectra, each about 1.9 if the loss never comes. On
 seeds 0 to 2 it should come at 240 of 360 steps: 3.07, 3.25, 3.58; never 3.57, 3.73, 3.81; at once 3.30, 3.41, 3.75.
 The weights, chosen after a look, decide: with an eighth for the squared error, at once is best or within 1 % of it.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentsync_ray.config.errors import Complaint
+from latentsync_ray.config.length import LengthConfig
 from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
 from latentsync_ray.core.training import Inputs, Notes, Training, TrainingSetup
 
@@ -53,7 +54,7 @@ class GanLaterRecipe(Recipe):
     first_stage: ReconstructionStage
     second_stage: AdversarialStage
     total_steps: int = 360
-    """Steps of both stages together."""
+    """Steps of both stages together, the same as `length`."""
 
     def metrics(self) -> Mapping[str, Metric]:
         return {"val/recon": Metric(), "val/spectrum": Metric()}
@@ -63,8 +64,8 @@ class GanLaterRecipe(Recipe):
 
     def complaints(self) -> Iterator[Complaint]:
         yield from super().complaints()
-        if self.transition.min_step + self.second_stage.num_steps < self.total_steps:
-            yield "second_stage.num_steps", f"must reach total_steps ({self.total_steps})", "raise it"
+        if self.length != LengthConfig(steps=self.total_steps):
+            yield "length", f"must be {{steps: {self.total_steps}}}, as total_steps says", "change either"
 
 
 class GanLater(Training[GanLaterRecipe]):
@@ -113,13 +114,12 @@ class GanLater(Training[GanLaterRecipe]):
             of_real, of_made = self.model["verdict"](torch.cat([real, made])).chunk(2)
             aims["made"] = losses["recon"] - self.config.adversarial_weight * of_made.mean()
             aims["verdict"] = losses["discriminator"] = (1 - of_real).relu().mean() + (1 + of_made).relu().mean()
-        if steps_left > 0:
-            self.optimizer.zero_grad()
-            for (network, aim), group in zip(aims.items(), self.optimizer.param_groups, strict=True):
-                aim.backward(inputs=list(self.model[network].parameters()), retain_graph=True)
-                if isinstance(self.config, AdversarialStage):
-                    group["lr"] = group["peak"] * steps_left / (steps_left + stage_step)
-            self.optimizer.step()
+        self.optimizer.zero_grad()
+        for (network, aim), group in zip(aims.items(), self.optimizer.param_groups, strict=True):
+            aim.backward(inputs=list(self.model[network].parameters()), retain_graph=True)
+            if isinstance(self.config, AdversarialStage):
+                group["lr"] = group["peak"] * steps_left / (steps_left + stage_step)
+        self.optimizer.step()
         return {name: value.item() for name, value in losses.items()}
 
     @torch.no_grad()

@@ -138,16 +138,20 @@ def milestones(asha: Any) -> list[float]:
 
 
 class OpenBrackets:
-    """Has a `HyperBandScheduler`, the next class in line, look at a bracket whenever one of its trials ends.
+    """Has a `HyperBandScheduler`, the next class in line, look at a bracket as often as there is something to decide.
 
     Ray Tune marks a bracket as being processed, so that the trials that it stops do not process it again, and never
-    takes the mark away.
+    takes the mark away. And it halves once where a report passes several milestones: if all survivors are beyond the
+    next one they stay paused, and none of them reports again.
     """
 
     def _process_bracket(self, tune_controller: Any, bracket: Any) -> str:
-        action = str(super()._process_bracket(tune_controller, bracket))  # type: ignore[misc]
+        process, stop = super()._process_bracket, self.STOP  # type: ignore[misc, attr-defined]
+        actions = [str(process(tune_controller, bracket))]
+        while bracket._halves > 0 and bracket.current_trials() and bracket.cur_iter_done():
+            actions.append(str(process(tune_controller, bracket)))
         bracket.is_being_processed = False
-        return action
+        return stop if stop in actions else actions[-1]
 
 
 class OpenPopulation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from latentsync_ray.config.errors import Complaint
 
@@ -16,6 +16,8 @@ _ROUNDING = 1e-9
 @dataclass(frozen=True)
 class LengthConfig:
     """The same length for every trial; stage two gets what stage one leaves, rounded down to a report boundary."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("steps", "cost")
 
     steps: int | None = None
     """Optimizer steps of both stages together. Give either this or `cost`."""

@@ -194,6 +194,36 @@ def with_values(config: ConfigT, values: Mapping[str, Any], origin: str) -> Conf
 def with_values_in(config: object, values: Mapping[str, Any], origin: str) -> DictConfig:
     """What `with_values` validates."""
     node: DictConfig = OmegaConf.structured(config)
+    given = {name for key, value in values.items() for name in _names(nested(key, value))}
     for key, value in values.items():
-        node = merged_into(node, nested(key, value), {"": Path(f"{origin}: {key}")}, named=True)
+        content = _without_alternatives(config, nested(key, value), given)
+        node = merged_into(node, content, {"": Path(f"{origin}: {key}")}, named=True)
     return node
+
+
+def _names(values: Settings, prefix: str = "") -> Iterator[str]:
+    """The dotted names of values and of the mappings that hold them."""
+    for name, value in values.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+def _without_alternatives(config: Any, values: Settings, given: set[str], prefix: str = "") -> Settings:
+    """Values that replace what they are alternatives to: of a section's `alternatives` only one is not null.
+
+    Args:
+        config: What they are for.
+        values: They.
+        given: Dotted names of all values that are given, of which none is replaced.
+        prefix: Of their names.
+    """
+    made = {
+        name: _without_alternatives(getattr(config, name, None), value, given, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
+    alternatives = [name for name in getattr(config, "alternatives", ()) if f"{prefix}{name}" not in given]
+    chosen = any(made.get(name) is not None for name in getattr(config, "alternatives", ()))
+    return {**made, **dict.fromkeys(alternatives)} if chosen else made

@@ -33,7 +33,7 @@ class TrialSchedulerConfig:
     grace_period: int = 10
     """asha: no trial is stopped before, on the scale of `time_attr`."""
     second_stage_grace: int = 1
-    """asha, pbt, pb2: no trial is judged before it has so many steps of stage two behind it."""
+    """asha, hyperband, pbt, pb2: no trial is judged before it has so many steps of stage two behind it."""
     reduction_factor: float = 3
     """asha, hyperband: of so many trials at a rung one goes on."""
     promote: bool = False

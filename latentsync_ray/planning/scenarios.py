@@ -183,7 +183,7 @@ def _as_asha(search: SearchConfig, recipe: Recipe) -> tuple[TrialSchedulerConfig
         return settings, longest
     num_rungs = round(math.log(longest) / math.log(settings.reduction_factor))
     grace = max(1, int(longest * settings.reduction_factor**-num_rungs))
-    return replace(settings, grace_period=grace, second_stage_grace=0), longest
+    return replace(settings, grace_period=grace), longest
 
 
 def _clones_steps(search: SearchConfig, recipe: Recipe) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 
 from latentsync_ray.config.domains import Choice, Grid
@@ -23,7 +24,7 @@ _RATES = {
     "second_stage.optimizer.lr": "second-stage learning rate",
 }
 _MOST_LISTED = 3
-"""Drawn values of a parameter; of more only the range is told."""
+"""Drawn values of a parameter; more are told as ranges of values tried."""
 
 
 def leaving(search: SearchConfig, recipe: Recipe, ranking: Ranking) -> str:
@@ -68,9 +69,10 @@ def values(search: SearchConfig, ranking: Ranking, parameters: Sequence[Paramete
         others = [value for value in parameter.tied if value != parameter.best]
         more = []
         if others:
-            more.append(f"{_some(others, is_listed)} cannot be told from it")
+            more.append(f"{_some(others, parameter.worse + parameter.diverged, is_listed)} cannot be told from it")
         if parameter.diverged:
-            more.append(f"{_some(parameter.diverged, is_listed)} diverge{'s' * (len(parameter.diverged) == 1)}")
+            told_of = _some(parameter.diverged, parameter.tied + parameter.worse, is_listed)
+            more.append(f"{told_of} diverge{'s' * (len(parameter.diverged) == 1)}")
         yield "; ".join([told, ", ".join(more)] if more else [told]) + "."
 
 
@@ -161,12 +163,29 @@ def _where(recipe: Recipe, ranking: Ranking) -> str:
     return f"on these {ranking.num_clips} clips{groups}"
 
 
-def _some(found: Sequence[Plain], is_listed: bool) -> str:
-    """Some values of a parameter; of many that were drawn, only the range."""
-    numbers = [value for value in found if isinstance(value, int | float)]
-    if len(found) > _MOST_LISTED and len(numbers) == len(found) and not is_listed:
-        return f"{short_text(min(numbers))} to {short_text(max(numbers))}"
-    return listed([short_text(value) for value in found])
+def _some(found: Sequence[Plain], others: Sequence[Plain], is_listed: bool) -> str:
+    """Some values of a parameter; of many that were drawn, ranges in which no other value was tried.
+
+    Args:
+        found: These.
+        others: Values that were tried, and of which something else is true.
+        is_listed: Whether the search space lists them, so that all are told.
+    """
+    numbers, between = sorted(_numbers(found)), sorted(_numbers(others))
+    if len(found) <= _MOST_LISTED or len(numbers) < len(found) or is_listed:
+        return listed([short_text(value) for value in found])
+    ranges: dict[int, list[float]] = {}
+    for number in numbers:
+        ranges.setdefault(bisect(between, number), []).append(number)
+    if len(ranges) > _MOST_LISTED:
+        low, high = numbers[0], numbers[-1]
+        num_tried = len(numbers) + sum(low < number < high for number in between)
+        return f"{len(numbers)} of the {num_tried} values tried from {short_text(low)} to {short_text(high)}"
+    return listed([" to ".join(dict.fromkeys((short_text(one[0]), short_text(one[-1])))) for one in ranges.values()])
+
+
+def _numbers(values: Sequence[Plain]) -> list[int | float]:
+    return [value for value in values if isinstance(value, int | float)]
 
 
 def _step_text(step: int | None) -> str:

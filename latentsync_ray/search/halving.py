@@ -82,7 +82,20 @@ class HyperBand(OpenBrackets, HyperBandScheduler):  # type: ignore[misc]
 
     Ray Tune's own looks at a cohort when a trial leaves it by itself, but never again after the first halving, so
     that those that are paused would wait for ever for one that is gone.
+
+    Args:
+        time_attr: What milestones count.
+        second_stage_grace: A trial has come to no milestone before it has so many steps of stage two: the first
+            milestones may lie in stage one, where trials that share it are equal.
+        settings: Of Ray Tune's own.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings, stop_last_trials=False)
+    def __init__(self, time_attr: str, second_stage_grace: int, **settings: Any):
+        super().__init__(time_attr=time_attr, **settings, stop_last_trials=False)
+        self._grace = second_stage_grace
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: TuneResult) -> str:
+        """Ray Tune's decision; a trial that cannot be judged yet goes on, and its cohort waits for it."""
+        if Reported.from_result(result).second_stage_step < self._grace:
+            return str(self.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))

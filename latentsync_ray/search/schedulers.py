@@ -45,7 +45,7 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
     if settings.name == "fifo":
         return FIFOScheduler()
     if settings.name == "hyperband":
-        return HyperBand(**halving)
+        return HyperBand(second_stage_grace=settings.second_stage_grace, **halving)
     if settings.name == "asha" and settings.promote:
         rungs = max_t, settings.grace_period, settings.reduction_factor
         arrivals = Arrivals(settings.time_attr, settings.second_stage_grace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +44,17 @@ def trained(training: Training[Any], start: int, stop: int, stage_start: int) ->
 
 
 def answers(name: str, seed: int) -> Answers:
-    """The objective of every trial of an example's search after `total_steps`; a threshold there means never."""
+    """The objective of every trial of an example's search after its `length`; a threshold there means never."""
     recipe, thresholds, rate, values = read(name, seed)
-    training, total = new(recipe), recipe.total_steps
+    assert recipe.length is not None and recipe.length.steps is not None
+    training, total = new(recipe), recipe.length.steps
     trunk: dict[int, State] = {0: None}
     training.build(FIRST_STAGE, recipe.first_stage, None, FIRST_STAGE)
-    for start, stop in zip([0, *thresholds[1:]], thresholds[1:], strict=False):
+    for start, stop in itertools.pairwise([*thresholds, total]):
         trunk[stop] = trained(training, start, stop, 0)
     found = {(total, 0.0): score(recipe, training)}
     for threshold in thresholds:
-        for value in values if threshold < total else ():
+        for value in values:
             config = replace(recipe.second_stage, **{rate: value})
             training.build(SECOND_STAGE, config, trunk[threshold], FIRST_STAGE)
             trained(training, threshold, total, threshold)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from direct import answers, best, bits, new, read, restarted, trained
+from direct import answers, best, read, restarted
 
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import with_overrides
-from latentsync_ray.config.recipe import SECOND_STAGE
 
 
 def test_a_restart_changes_no_bit() -> None:
     restarted("cooldown", every=20)
 
 
-def test_no_weight_changes_from_the_end_on() -> None:
+def test_another_length_than_the_decay_s_is_refused() -> None:
     recipe, *_ = read("cooldown")
-    training = new(recipe)
-    training.build(SECOND_STAGE, recipe.second_stage, None, SECOND_STAGE)
-    last = trained(training, recipe.total_steps - 1, recipe.total_steps, 0)
-    assert bits(trained(training, recipe.total_steps, recipe.total_steps + 3, 0)) == bits(last)
-
-
-def test_too_short_a_second_stage_is_refused() -> None:
-    recipe, *_ = read("cooldown")
-    with pytest.raises(UserError, match=r"second_stage.num_steps: must reach total_steps \(800\), got 600"):
-        with_overrides(recipe, {"second_stage.num_steps": 600})
+    with pytest.raises(UserError, match=r"length: must be \{steps: 800\}, as total_steps says, got \{'steps': 600"):
+        with_overrides(recipe, {"length.steps": 600})
+    assert with_overrides(recipe, {"length.steps": 600, "total_steps": 600}).total_steps == 600
 
 
 @pytest.mark.slow

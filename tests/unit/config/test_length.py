@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.length import LengthConfig
 from latentsync_ray.config.lengths import longest_trial
-from latentsync_ray.config.loading import load_recipe
+from latentsync_ray.config.loading import load_recipe, with_overrides
 from latentsync_ray.config.recipe import FIRST_STAGE, SECOND_STAGE
 from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.core.course import Course
 from latentsync_ray.core.trial_recipe import TrialRecipe
 from latentsync_ray.report.remaining import Ends, StepsLeft
@@ -46,13 +47,9 @@ def walk(overrides: dict[str, object]) -> tuple[int, int, float, bool]:
         ({"steps": 200}, 0, (0, 200, 200.0)),
         ({"steps": 200}, 200, (200, 0, 200.0)),  # nothing is left for stage two
         ({"steps": 200}, 1000, (200, 0, 200.0)),  # it never leaves
-        ({"steps": None, "cost": 200, "second_stage": 2.0}, 80, (80, 60, 200.0)),
-        ({"steps": None, "cost": 200.0, "first_stage": 0.5, "second_stage": 2.1}, 80, (80, 70, 187.0)),
-        (
-            {"steps": None, "cost": 0.3, "first_stage": 0.001, "second_stage": 0.001},
-            100,
-            (100, 200, 0.3),
-        ),  # 0.1 is no binary number
+        ({"cost": 200, "second_stage": 2.0}, 80, (80, 60, 200.0)),
+        ({"cost": 200.0, "first_stage": 0.5, "second_stage": 2.1}, 80, (80, 70, 187.0)),
+        ({"cost": 0.3, "first_stage": 0.001, "second_stage": 0.001}, 100, (100, 200, 0.3)),  # 0.1 is no binary number
     ],
 )
 def test_stage_two_gets_what_stage_one_leaves(length: object, at_step: int, expected: tuple[int, int, float]) -> None:
@@ -124,3 +121,24 @@ def test_stage_two_may_draw_by_a_seed_of_its_own() -> None:
     (plain, seeded) = (course.last for course in courses)
     assert plain is not None and seeded is not None
     assert plain.parent == seeded.parent and plain.key != seeded.key and (plain.seed, seeded.seed) == (0, 5)
+
+
+def test_steps_and_cost_replace_each_other() -> None:
+    """The demo has steps."""
+    demo = load_recipe(ROOT / "configs" / "demo")
+    cost = LengthConfig(cost=300.0, second_stage=2.0)
+    assert with_overrides(demo, {"length": {"cost": 300, "second_stage": 2.0}}).length == cost
+    by_cost = with_overrides(demo, {"length.cost": 300.0, "length.second_stage": 2.0})
+    assert by_cost.length == cost
+    assert with_overrides(by_cost, {"length.second_stage": 1.0}).length == LengthConfig(cost=300.0)
+    assert with_overrides(by_cost, {"length": {"steps": 100, "second_stage": 1.0}}).length == LengthConfig(steps=100)
+    assert with_overrides(demo, {"length": None, "second_stage.num_steps": 40}).length is None
+    for both in ({"length": {"steps": 100, "cost": 300.0}}, {"length.cost": 300.0, "length.steps": 100}):
+        with pytest.raises(UserError, match=r"override: length\.steps: must be given where `cost` is not, and only"):
+            with_overrides(demo, both)
+    with pytest.raises(
+        UserError, match=r"length\.second_stage: must be 1 where `steps` counts every step alike, got"
+    ):
+        with_overrides(by_cost, {"length.steps": 100})
+    given = load_search(ROOT / "search_spaces" / "transition.yaml", ["length={cost: 300, second_stage: 2}"])
+    assert given[1].length == cost

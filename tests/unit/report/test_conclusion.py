@@ -19,14 +19,14 @@ from searches_made import EVERY, LENGTH, WEIGHTS, Made, curve, grid
 from latentsync_ray import export, train
 from latentsync_ray.config.domains import Choice, Grid, LogUniform
 from latentsync_ray.config.recipe import Recipe
-from latentsync_ray.config.search import SearchConfig
+from latentsync_ray.config.search import ConfirmConfig, SearchConfig
 from latentsync_ray.config.searchfiles import load_search
 from latentsync_ray.config.transition import BelowConfig, PlateauConfig, TransitionConfig
 from latentsync_ray.core.baselines import Role
 from latentsync_ray.core.transition import Observation, should_transition
 from latentsync_ray.report.answer import Answer
 from latentsync_ray.report.conclusion import conclude
-from latentsync_ray.report.next_commands import EXPORT, FINER, LONGER, TRAIN, WIDER
+from latentsync_ray.report.next_commands import CONFIRM, EXPORT, FINER, LONGER, TRAIN, WIDER
 from latentsync_ray.report.table import csv_text
 from latentsync_ray.report.trials import TrialResult, TrialStatus
 
@@ -264,6 +264,28 @@ def test_categories_policies_and_drawn_values(asked: tuple[SearchConfig, Recipe]
     assert "Second-stage learning rate about 1e-4; 1.1e-4 to 1.7e-4 cannot be told from it." in found.sentences
 
 
+@pytest.mark.parametrize(
+    ("diverging", "told"),
+    [
+        ((7, 9), "8e-4 and 1e-3 diverge"),
+        ((6, 7, 8, 9), "7e-4 to 1e-3 diverge"),
+        ((3, 6, 7, 8), "4e-4 and 7e-4 to 9e-4 diverge"),  # 5e-4 and 6e-4 did not
+        ((1, 3, 5, 7, 8), "5 of the 8 values tried from 2e-4 to 9e-4 diverge"),
+        ((9,), "1e-3 diverges"),
+    ],
+)
+def test_ranges_hold_no_value_of_which_something_else_is_true(
+    diverging: tuple[int, ...], told: str, asked: tuple[SearchConfig, Recipe]
+) -> None:
+    search, recipe = asked
+    rate, made = "second_stage.optimizer.lr", Made()
+    for index in range(10):
+        status = TrialStatus.DIVERGED if index in diverging else TrialStatus.FINISHED
+        made.add({rate: 1e-4 * (index + 1)}, 480, 0.15 * (1 + index), status)
+    found = answer((replace(search, param_space={rate: LogUniform(1e-5, 1e-2)}, given=()), recipe), made)
+    assert found.sentences[1] == f"Second-stage learning rate about 1e-4; {told}."
+
+
 def at_the_edge() -> Made:
     """Of thresholds and rates of which the least are the best."""
     made = Made()
@@ -273,7 +295,9 @@ def at_the_edge() -> Made:
     return made
 
 
-@pytest.mark.parametrize(("make", "purposes"), [(grid, {FINER, LONGER}), (at_the_edge, {WIDER, FINER, LONGER})])
+@pytest.mark.parametrize(
+    ("make", "purposes"), [(grid, {CONFIRM, FINER, LONGER}), (at_the_edge, {WIDER, CONFIRM, FINER, LONGER})]
+)
 def test_commands_are_accepted(
     make: Callable[[], Made], purposes: set[str], asked: tuple[SearchConfig, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +317,9 @@ def test_commands_are_accepted(
             best = found.parameters[[one.name for one in found.parameters].index("transition.at_step")].best
             assert best in steps and len(steps) > 2 and len(rates) > 2
             assert all(step % EVERY == 0 for step in steps)
+        elif purpose == CONFIRM:
+            assert search.confirm == ConfirmConfig(top=3, seeds=3)
+            assert replace(search, confirm=ConfirmConfig(), given=()) == replace(asked[0], given=())
         else:
             assert recipe.length is not None and recipe.length.steps == 2 * LENGTH
             assert steps == {560, 800, 1040, 1280} and recipe.transition.max_step == 1280

@@ -74,6 +74,7 @@ class Controller:
         lengths: Where each trial ends by itself.
         scores: What each reports at every boundary, the less the better.
         diverging: Trial -> step at which it diverges.
+        stage_one: Cost of what is before stage two; a step there costs 1.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class Controller:
         lengths: list[int],
         scores: list[float],
         diverging: dict[int, int] | None = None,
+        stage_one: int = 0,
     ):
         self.search_alg = self
         self.scheduler, self.lengths, self.scores = scheduler, lengths, scores
-        self.diverging = diverging or {}
+        self.diverging, self.stage_one = diverging or {}, stage_one
         self.trials = [Trial("trial", stub=True, trial_id=f"a_{number:05d}") for number in range(len(lengths))]
         self.steps = dict.fromkeys(self.trials, 0)
         self.ends: dict[int, str] = {}
@@ -116,7 +118,7 @@ class Controller:
         number = self.trials.index(trial)
         self.steps[trial] += 4
         step = self.steps[trial]
-        result = result_at(step, self.scores[number])
+        result = result_at(step, self.scores[number]) | {"cost": self.stage_one + step}
         if step >= self.diverging.get(number, 1000):
             self._complete(trial, result_at(step, self.scores[number], "it is nan"), "diverged")
         elif step >= self.lengths[number]:
@@ -140,7 +142,7 @@ class Controller:
 def test_a_cohort_of_hyperband_goes_on_when_one_of_it_has_ended() -> None:
     # The cohorts hold 4, 6 and 12 trials. Of the last one 4 go on at step 4 and are compared at 8, where two end.
     lengths = [24] * 10 + [24, 24, 8, 8] + [24] * 8
-    hyperband = HyperBand(time_attr="second_stage_step", max_t=24, reduction_factor=3)
+    hyperband = HyperBand("second_stage_step", second_stage_grace=1, max_t=24, reduction_factor=3)
     ends = Controller(hyperband, lengths, [float(number) for number in range(22)]).run()
     assert sorted(ends) == list(range(22))
     assert ends[12] == ends[13] == "finished"
@@ -148,8 +150,22 @@ def test_a_cohort_of_hyperband_goes_on_when_one_of_it_has_ended() -> None:
 
 
 def test_survivors_of_hyperband_run_to_their_ends_whatever_lengths_are() -> None:
-    hyperband = HyperBand(time_attr="second_stage_step", max_t=24, reduction_factor=3)
+    hyperband = HyperBand("second_stage_step", second_stage_grace=1, max_t=24, reduction_factor=3)
     assert Controller(hyperband, [8, 16, 24], [1.0, 1.0, 1.0]).run() == dict.fromkeys(range(3), "finished")
+
+
+def test_hyperband_judges_no_trial_in_stage_one_and_waits_for_none_that_is_beyond_its_milestones() -> None:
+    """The cohorts hold 6, 9 and 18 trials; in each the last one is the best.
+
+    The third cohort is halved at 27 and 81, both before a report counts.
+    """
+    hyperband = HyperBand("cost", second_stage_grace=8, max_t=243, reduction_factor=3)
+    controller = Controller(hyperband, [12] * 32, [32.0 - number for number in range(32)], stage_one=100)
+    ends = controller.run()
+    assert sorted(ends) == list(range(32))
+    halved = {"finished": [*range(6), 12, 13, 14, 30, 31], "stopped": [*range(6, 12), *range(15, 30)]}
+    assert {end: [number for number in range(32) if ends[number] == end] for end in halved} == halved
+    assert {controller.steps[controller.trials[number]] for number in halved["stopped"]} == {8}
 
 
 def promoting(folder: Path, max_t: int) -> PromotingASHA:
