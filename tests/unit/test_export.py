@@ -47,7 +47,7 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("arguments", "step", "has_motion_modules"),
-    [([], 60, True), (["--stage", "first_stage"], 40, False), (["--trial", "1"], 40, False)],
+    [([], 80, True), (["--stage", "first_stage"], 40, False), (["--trial", "1"], 40, False)],
 )
 def test_a_trials_unet_comes_out(
     arguments: list[str], step: int, has_motion_modules: bool, results: Path, tmp_path: Path

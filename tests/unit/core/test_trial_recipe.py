@@ -30,7 +30,7 @@ def test_values_give_the_same_recipe_as_with_its_classes(file: Path) -> None:
     [
         {"second_stage.optimizer.lr": 1, "second_stage.optimizer.betas": [0, 0.5]},  # whole numbers for others
         {"second_stage.optimizer": {"lr": 1}, "transition.below": {"value": 1}},  # sections, merged
-        {"second_stage": {"num_steps": 20, "batch_size": 2}, "seed": 3, "divergence_factor": None},
+        {"second_stage": {"num_steps": 80, "batch_size": 2}, "seed": 3, "divergence_factor": None},
         {"first_stage.num_workers": 2, "first_stage.trainable_modules": ["attentions."]},
     ],
 )
