@@ -36,6 +36,10 @@ class TrialSchedulerConfig:
     """asha, pbt, pb2: no trial is judged before it has so many steps of stage two behind it."""
     reduction_factor: float = 3
     """asha, hyperband: of so many trials at a rung one goes on."""
+    rung_interval: int | None = None
+    """asha: rungs follow each other at this distance; null has each at `reduction_factor` times the one before. Where
+    thresholds are searched and rungs count `cost`, the distance between thresholds has every trial judged as soon as
+    it has `second_stage_grace`."""
     promote: bool = False
     """asha: a trial is not stopped at a rung but paused, and goes on when it is later among the best there."""
     perturbation_interval: int = 10
@@ -54,10 +58,27 @@ class TrialSchedulerConfig:
             yield "reduction_factor", "must be finite and above 1", "the usual values are 2 to 4"
         if self.promote and self.name != "asha":
             yield "promote", f"must be false with {self.name}", "only asha promotes"
+        if self.rung_interval is not None and self.name != "asha":
+            yield "rung_interval", f"must be null with {self.name}", "only asha has rungs of its own"
+        if self.rung_interval is not None and self.rung_interval < 1:
+            yield "rung_interval", "must be at least 1", "raise it, or give null"
         if not 0 < self.quantile_fraction <= 0.5:
             yield "quantile_fraction", "must be above 0 and at most 0.5", "0.25 is usual"
         if not 0 <= self.resample_probability <= 1:
             yield "resample_probability", "must be from 0 to 1", "0.25 is usual"
+
+    def rungs(self, longest: float) -> list[float]:
+        """asha: where trials are compared, lowest first.
+
+        Args:
+            longest: Where the longest trial ends.
+        """
+        found: list[float] = []
+        rung = float(self.grace_period)
+        while rung <= longest:
+            found.append(rung)
+            rung = rung * self.reduction_factor if self.rung_interval is None else rung + self.rung_interval
+        return found
 
 
 @dataclass(frozen=True)
