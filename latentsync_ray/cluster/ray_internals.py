@@ -137,6 +137,16 @@ def milestones(asha: Any) -> list[float]:
     return [milestone for milestone, _ in asha._brackets[0]._rungs]
 
 
+def set_milestones(asha: Any, rungs: Iterable[float]) -> None:
+    """Moves the rungs of an `ASHAScheduler` with one bracket, before it has seen a trial.
+
+    Args:
+        asha: The scheduler.
+        rungs: Their milestones, lowest first.
+    """
+    asha._brackets[0]._rungs = [(rung, {}) for rung in reversed(list(rungs))]
+
+
 class OpenBrackets:
     """Has a `HyperBandScheduler`, the next class in line, look at a bracket as often as there is something to decide.
 

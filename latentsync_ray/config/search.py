@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latentsync_ray.config.domains import Domain, Grid, Uniform
+from latentsync_ray.config.domains import Choice, Domain, Grid, Uniform
 from latentsync_ray.config.errors import Complaint
 from latentsync_ray.config.plain import NOT_PLAIN
 from latentsync_ray.config.recipe import OBJECTIVE
@@ -36,6 +36,10 @@ class TrialSchedulerConfig:
     """asha, hyperband, pbt, pb2: no trial is judged before it has so many steps of stage two behind it."""
     reduction_factor: float = 3
     """asha, hyperband: of so many trials at a rung one goes on."""
+    rung_interval: int | None = None
+    """asha: rungs follow each other at this distance; null has each at `reduction_factor` times the one before. Where
+    thresholds are searched and rungs count `cost`, the distance between thresholds has every trial judged as soon as
+    it has `second_stage_grace`."""
     promote: bool = False
     """asha: a trial is not stopped at a rung but paused, and goes on when it is later among the best there."""
     perturbation_interval: int = 10
@@ -54,10 +58,27 @@ class TrialSchedulerConfig:
             yield "reduction_factor", "must be finite and above 1", "the usual values are 2 to 4"
         if self.promote and self.name != "asha":
             yield "promote", f"must be false with {self.name}", "only asha promotes"
+        if self.rung_interval is not None and self.name != "asha":
+            yield "rung_interval", f"must be null with {self.name}", "only asha has rungs of its own"
+        if self.rung_interval is not None and self.rung_interval < 1:
+            yield "rung_interval", "must be at least 1", "raise it, or give null"
         if not 0 < self.quantile_fraction <= 0.5:
             yield "quantile_fraction", "must be above 0 and at most 0.5", "0.25 is usual"
         if not 0 <= self.resample_probability <= 1:
             yield "resample_probability", "must be from 0 to 1", "0.25 is usual"
+
+    def rungs(self, longest: float) -> list[float]:
+        """asha: where trials are compared, lowest first.
+
+        Args:
+            longest: Where the longest trial ends.
+        """
+        found: list[float] = []
+        rung = float(self.grace_period)
+        while rung <= longest:
+            found.append(rung)
+            rung = rung * self.reduction_factor if self.rung_interval is None else rung + self.rung_interval
+        return found
 
 
 @dataclass(frozen=True)
@@ -167,9 +188,10 @@ class SearchConfig:
     """Draws from the space; every draw goes through the whole grid."""
     sampling_seed: int = 0
     """Seed of the draws."""
-    search_alg: Literal["random", "optuna"] = "random"
-    """random draws from the space and goes through its grids; optuna (Akiba et al. 2019) draws where trials did
-    well, from ranges and choices."""
+    search_alg: Literal["random", "maximin", "optuna"] = "random"
+    """random draws from the space and goes through its grids; maximin draws from choices, each combination once and
+    as far as possible from those before; optuna (Akiba et al. 2019) draws where trials did well, from ranges and
+    choices."""
     start_from: str | None = None
     """Key of a stored segment, or its beginning, from which all trials go on; null begins at step 0."""
     start_stage: Literal["second_stage"] | None = None
@@ -223,6 +245,8 @@ class SearchConfig:
                 yield name, "must be at least 1", "raise it"
         if self.search_alg == "optuna":
             yield from self._optuna_complaints()
+        if self.search_alg == "maximin":
+            yield from self._maximin_complaints()
         if self.trial_scheduler.name in POPULATION_SCHEDULERS:
             yield from self._population_complaints()
         if self.start_from is not None and not self.share:
@@ -251,6 +275,16 @@ class SearchConfig:
             yield "search_alg", "must be random where param_space is empty", "name what optuna is to search"
         if any(isinstance(domain, Grid) for domain in self.param_space.values()):
             yield "search_alg", "must be random where param_space has a grid", "make it a choice"
+        if self.trial_scheduler.name in POPULATION_SCHEDULERS:
+            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
+
+    def _maximin_complaints(self) -> Iterator[Complaint]:
+        choices = [domain for domain in self.param_space.values() if isinstance(domain, Choice)]
+        most = math.prod(len(choice.listed) for choice in choices)
+        if not choices or len(choices) < len(self.param_space):
+            yield "search_alg", "must be random or optuna where param_space has more than choices", "list the values"
+        elif self.num_samples > most:
+            yield "num_samples", f"must not be above the number of combinations ({most}) with maximin", "lower it"
         if self.trial_scheduler.name in POPULATION_SCHEDULERS:
             yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
 

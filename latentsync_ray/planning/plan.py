@@ -12,6 +12,7 @@ from latentsync_ray.config.domains import Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import extremes, longest_trial
 from latentsync_ray.config.loading import Variants, with_overrides
+from latentsync_ray.config.maximin import maximin_draws
 from latentsync_ray.config.plain import Settings
 from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
@@ -114,6 +115,9 @@ def _root(share: bool, number: int, recipe: TrialRecipe) -> str:
 
 def _draws(search: SearchConfig) -> Iterator[Settings]:
     """Values of one trial after another; as in Ray Tune, the grid whose name is first changes fastest."""
+    if search.search_alg == "maximin":
+        yield from maximin_draws(search.param_space, search.num_samples, search.sampling_seed)
+        return
     rng = random.Random(search.sampling_seed)
     spaces = sorted(search.param_space.items(), reverse=True)
     grids = {name: domain for name, domain in spaces if isinstance(domain, Grid)}

@@ -280,11 +280,9 @@ class RandomRungs:
         self._settings, self._seed = settings, seed
         self._weights = length if length is not None and settings.time_attr == "cost" else LengthConfig(steps=1)
         self._times: dict[int, float] = {}
-        self._rungs: list[tuple[float, set[int], list[float]]] = []
-        step: float = settings.grace_period
-        while step <= longest:
-            self._rungs.insert(0, (step, set(), []))
-            step *= settings.reduction_factor
+        self._rungs: list[tuple[float, set[int], list[float]]] = [
+            (rung, set(), []) for rung in reversed(settings.rungs(longest))
+        ]
 
     def _time(self, segment: Segment) -> float:
         done = segment.second_stage_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,23 +51,16 @@ class PromotingASHA(TrialScheduler):  # type: ignore[misc]
     all others are stopped.
 
     Args:
-        arrivals: At which rungs trials come to be judged.
-        max_t: Where trials end.
-        grace_period: The first rung.
-        reduction_factor: Ratio of the rungs, and of so many trials at a rung one goes on.
+        arrivals: Which of the rungs trials come to.
+        rungs: Where they come to be judged, lowest first.
+        reduction_factor: Of so many trials at a rung one goes on.
         journal: Decisions of before, which are made again.
     """
 
-    def __init__(
-        self, arrivals: Arrivals, max_t: float, grace_period: int, reduction_factor: float, journal: Journal
-    ):
+    def __init__(self, arrivals: Arrivals, rungs: Iterable[float], reduction_factor: float, journal: Journal):
         super().__init__()
         self._arrivals, self._reduction_factor, self._journal = arrivals, reduction_factor, journal
-        self._rungs: list[_Rung] = []
-        milestone = float(grace_period)
-        while milestone < max_t:
-            self._rungs.append(_Rung(milestone))
-            milestone *= reduction_factor
+        self._rungs = [_Rung(milestone) for milestone in rungs]
         self._boundaries: dict[int, int] = {}
         """Trial -> global_step of its last result."""
         self._metric, self._sign = "", 1.0

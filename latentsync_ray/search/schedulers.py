@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from latentsync_ray.cluster.ray_internals import set_milestones
 from latentsync_ray.config.domains import Choice, Domain, Grid
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.lengths import longest_trial
@@ -47,11 +48,13 @@ def make_scheduler(search: SearchConfig, recipe: Recipe, journal: Journal, hold:
     if settings.name == "hyperband":
         return HyperBand(second_stage_grace=settings.second_stage_grace, **halving)
     if settings.name == "asha" and settings.promote:
-        rungs = max_t, settings.grace_period, settings.reduction_factor
         arrivals = Arrivals(settings.time_attr, settings.second_stage_grace)
-        return PromotingASHA(arrivals, *rungs, journal)
+        below_end = [rung for rung in settings.rungs(max_t) if rung < max_t]
+        return PromotingASHA(arrivals, below_end, settings.reduction_factor, journal)
     if settings.name == "asha":
         asha = ASHA(second_stage_grace=settings.second_stage_grace, grace_period=settings.grace_period, **halving)
+        if settings.rung_interval is not None:
+            set_milestones(asha, settings.rungs(max_t))
         return JournaledScheduler(asha, journal)
     population: dict[str, Any] = {
         "time_attr": settings.time_attr,

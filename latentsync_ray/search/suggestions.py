@@ -11,6 +11,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from latentsync_ray.config.domains import Choice, Domain, Grid, LogUniform, RandInt, Uniform
 from latentsync_ray.config.errors import UserError
+from latentsync_ray.config.maximin import maximin_draws
 from latentsync_ray.config.plain import Parameters, Settings
 from latentsync_ray.config.search import PAUSING_SCHEDULERS, SearchConfig
 from latentsync_ray.core.hashing import digest
@@ -35,6 +36,8 @@ def make_search_algorithm(search: SearchConfig, journal: Journal) -> SearchAlgor
     limit = 0 if pauses(search) else search.max_concurrent_trials
     if search.search_alg == "random":
         return BasicVariantGenerator(max_concurrent=limit, random_state=search.sampling_seed)
+    if search.search_alg == "maximin":
+        return _generator(MaximinSearcher(search), limit)
     if importlib.util.find_spec("optuna") is None:
         raise UserError("search_alg: optuna is not installed; pip install 'latentsync_ray[optuna]'")
     # An optional dependency.
@@ -49,7 +52,10 @@ def make_search_algorithm(search: SearchConfig, journal: Journal) -> SearchAlgor
     space = {name: tune_domain(domain) for name, domain in search.param_space.items()}
     suggesting = OptunaSearch(metric=search.metric, mode=search.mode, sampler=sampler)
     suggesting.set_search_properties(search.metric, search.mode, space)
-    searcher: Searcher = JournaledSearcher(suggesting, journal, search)
+    return _generator(JournaledSearcher(suggesting, journal, search), limit)
+
+
+def _generator(searcher: Searcher, limit: int) -> SearchGenerator:
     return SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent=limit) if limit else searcher)
 
 
@@ -73,6 +79,33 @@ def tune_domain(domain: Domain) -> Any:
         case RandInt(low, high):
             return tune.randint(low, high)
     raise TypeError(f"no domain: {domain!r}")
+
+
+class MaximinSearcher(Searcher):  # type: ignore[misc]
+    """Suggests one maximin draw after another, the same ones in every run of a search."""
+
+    def __init__(self, search: SearchConfig):
+        super().__init__(metric=search.metric, mode=search.mode)
+        draws = maximin_draws(search.param_space, search.num_samples, search.sampling_seed)
+        self._left = enumerate(draws)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Parameters, **spec: Any) -> bool:
+        """The searcher knows its space already."""
+        return True
+
+    def suggest(self, trial_id: str) -> Settings | str:
+        """The next draw."""
+        number, values = next(self._left, (None, None))
+        return Searcher.FINISHED if values is None else {**values, TRIAL_NUMBER: number}
+
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
+        """Nothing to do: draws do not depend on results."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Ray Tune's own snapshots are not used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
 
 
 class JournaledSearcher(Searcher):  # type: ignore[misc]

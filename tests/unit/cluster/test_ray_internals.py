@@ -91,11 +91,13 @@ def test_ray_tune_takes_a_checkpoint_from_its_manager() -> None:
 
 def test_asha_keeps_scores_by_rung() -> None:
     asha = ASHAScheduler("step", "loss", "min", max_t=8, grace_period=4, reduction_factor=2)
+    assert ray_internals.milestones(asha) == [8, 4]
+    ray_internals.set_milestones(asha, [4, 6, 8])
     trials = [Trial("trial", stub=True) for _ in range(2)]
     for trial in trials:
         asha.on_trial_add(None, trial)
         asha.on_trial_result(None, trial, {"step": 4, "loss": 1.0})
-    assert ray_internals.milestones(asha) == [8, 4]
+    assert ray_internals.milestones(asha) == [8, 6, 4]
     rungs = asha._trial_info[trials[1].trial_id]._rungs
     assert {trial.trial_id for trial in trials} in [set(scores) for _, scores in rungs]
     ray_internals.forget_scores(asha, trials[0].trial_id)

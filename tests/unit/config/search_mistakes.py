@@ -67,6 +67,7 @@ SEARCH_MISTAKES = [
         ),
     ),
     Mistake("nothing for optuna", f"{TUNE} search_alg=optuna param_space={{}}", (SPACE, "search_alg", "param_space")),
+    Mistake("grid for maximin", f"{TUNE} search_alg=maximin", (SPACE, "search_alg", "choices")),
     Mistake("very long name", f"{TUNE} name={'x' * 300}", ("name", "200", "x" * 300)),
     Mistake(
         "recipe in a home that holds none", TUNE, ("nowhere", "no such"), put(SPACE, "recipe", value="~/nowhere")

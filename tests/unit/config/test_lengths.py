@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from latentsync_ray.cluster import ray_internals
 from latentsync_ray.cluster.resources import _group_sizes
 from latentsync_ray.config.domains import Choice, Domain, Grid, RandInt
 from latentsync_ray.config.errors import UserError
@@ -69,6 +70,21 @@ def test_schedulers_end_no_trial_before_the_longest(name: Any, recipe: Recipe, t
     scheduler = make_scheduler(asked, recipe, Journal(Store(str(tmp_path)), "decisions"), lambda trial, key: None)
     inner = getattr(scheduler, "_scheduler", scheduler)
     assert getattr(inner, "_max_t", None) == 24 or inner._max_t_attr == 24
+
+
+@pytest.mark.parametrize("promote", [False, True])
+def test_rungs_may_follow_each_other_at_a_distance(promote: bool, recipe: Recipe, tmp_path: Path) -> None:
+    settings = TrialSchedulerConfig("asha", promote=promote, grace_period=4, rung_interval=6, reduction_factor=3)
+    assert settings.rungs(22) == [4, 10, 16, 22]
+    assert TrialSchedulerConfig("asha", grace_period=4, reduction_factor=2).rungs(22) == [4, 8, 16]
+    asked = dataclasses.replace(search(num_steps=Grid((8, 16, 24))), trial_scheduler=settings)
+    scheduler = make_scheduler(asked, recipe, Journal(Store(str(tmp_path)), "decisions"), lambda trial, key: None)
+    found = (
+        [rung.milestone for rung in scheduler._rungs]
+        if promote
+        else ray_internals.milestones(scheduler._scheduler)[::-1]
+    )
+    assert found == [4, 10, 16, 22]
 
 
 def test_groups_of_all_sizes_are_looked_at(recipe: Recipe) -> None:

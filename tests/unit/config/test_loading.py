@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from latentsync_ray.config.domains import Grid, LogUniform
+from latentsync_ray.config.domains import Choice, Grid, LogUniform
 from latentsync_ray.config.errors import UserError
 from latentsync_ray.config.loading import Variants, load_recipe, recipe_files, with_overrides
 from latentsync_ray.config.recipe import Metric, Recipe, SecondStageConfig, StageConfig
@@ -277,6 +277,8 @@ MODEL: dict[str, Any] = {}
         (TrialSchedulerConfig(grace_period=0), "grace_period"),
         (TrialSchedulerConfig(reduction_factor=1), "reduction_factor"),
         (TrialSchedulerConfig(reduction_factor=math.nan), "reduction_factor"),
+        (TrialSchedulerConfig(rung_interval=0), "rung_interval"),
+        (TrialSchedulerConfig("hyperband", rung_interval=10), "rung_interval"),
         (WorkersConfig(max_groups=0), "max_groups"),
         (BudgetConfig(gpu_hours=0), "gpu_hours"),
         (BudgetConfig(wall_hours=float("nan")), "wall_hours"),
@@ -285,6 +287,12 @@ MODEL: dict[str, Any] = {}
         (WorkersConfig(num_cpus=math.nan), "num_cpus"),
         (WorkersConfig(idle_seconds=-1), "idle_seconds"),
         (SearchConfig("r", "s", num_samples=0), "num_samples"),
+        (SearchConfig("r", "s", search_alg="maximin"), "search_alg"),
+        (SearchConfig("r", "s", param_space={"seed": Grid((0, 1))}, search_alg="maximin"), "search_alg"),
+        (
+            SearchConfig("r", "s", param_space={"seed": Choice((0, 1))}, num_samples=3, search_alg="maximin"),
+            "num_samples",
+        ),
         (SearchConfig("r", "a/b"), "name"),
         (SearchConfig("r", ""), "name"),
     ],

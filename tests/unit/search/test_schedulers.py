@@ -170,7 +170,8 @@ def test_hyperband_judges_no_trial_in_stage_one_and_waits_for_none_that_is_beyon
 
 def promoting(folder: Path, max_t: int) -> PromotingASHA:
     journal = Journal(Store(str(folder)), FOLDER)
-    return PromotingASHA(Arrivals("second_stage_step", 1), max_t, grace_period=4, reduction_factor=2, journal=journal)
+    rungs = [rung for rung in (4, 8, 16, 32) if rung < max_t]
+    return PromotingASHA(Arrivals("second_stage_step", 1), rungs, reduction_factor=2, journal=journal)
 
 
 def test_a_trial_that_diverges_frees_its_place_at_a_rung(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_asha_judges_no_trial_in_stage_one(promote: bool, tmp_path: Path) -> Non
     journal = Journal(Store(str(tmp_path)), FOLDER)
     arrivals = Arrivals("cost", 4)
     scheduler = (
-        PromotingASHA(arrivals, 32, 12, 2, journal)
+        PromotingASHA(arrivals, [12, 24], 2, journal)
         if promote
         else ASHA("cost", 4, max_t=32, grace_period=12, reduction_factor=2)
     )
