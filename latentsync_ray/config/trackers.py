@@ -16,7 +16,7 @@ class MLflowConfig:
     experiment: str | None = None
     """Name of the experiment; null is the search's name."""
     tracking_uri: str | None = None
-    """Address of the server, or of a local store; null leaves that to MLflow (`MLFLOW_TRACKING_URI`)."""
+    """Address of the server, or `sqlite:///FILE`; null leaves that to MLflow (`MLFLOW_TRACKING_URI`)."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""
@@ -33,8 +33,8 @@ class WandbConfig:
     """Name of the project."""
     entity: str | None = None
     """User or team; null is your own."""
-    mode: Literal["online", "offline"] = "online"
-    """offline writes files below `WANDB_DIR`, or the working directory, for `wandb sync`."""
+    mode: Literal["online", "offline"] | None = None
+    """offline writes files below `WANDB_DIR`, or the working directory, for `wandb sync`; null leaves that to W&B."""
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break."""

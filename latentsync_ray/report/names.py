@@ -1,4 +1,4 @@
-"""Short names: of parameters for narrow columns, and of trials after their values."""
+"""Short names: of parameters for narrow columns, and of trials after their numbers or values."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def _endings(name: str) -> list[str]:
     """The endings of a dotted name, the shortest first."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+
+
+def name_of(number: int) -> str:
+    """What the trial of a number is called in folders, notes and logs."""
+    return f"trial-{number:04d}"
 
 
 def values_name(config: Parameters) -> str:

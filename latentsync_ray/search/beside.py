@@ -13,9 +13,9 @@ from latentsync_ray.config.recipe import Recipe
 from latentsync_ray.config.search import SearchConfig
 from latentsync_ray.core.baselines import Asked, Role
 from latentsync_ray.core.hashing import digest
+from latentsync_ray.report.names import name_of
 from latentsync_ray.report.trials import TrialResult, TrialStatus, best_first
 from latentsync_ray.search.reported import Reported, with_report
-from latentsync_ray.search.trial import name_of
 from latentsync_ray.search.walk import TrialSetup, Walk
 
 _LOOK_SECONDS = 0.5

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 
@@ -13,10 +14,25 @@ from latentsync_ray.search.reported import Reported, TuneResult, with_report
 from latentsync_ray.search.trial import parameters, trial_number
 
 
-class Progress(tune.Callback):  # type: ignore[misc]
-    """Keeps a `TrialResult` of each trial; what was taken from it before does not change."""
+class TrialLog(Protocol):
+    """Writes down what trials come to, TensorBoard for one."""
 
-    def __init__(self) -> None:
+    def follow(self, trial: TrialResult) -> None:
+        """Takes note of what is known of a trial now.
+
+        It is called whenever that changes, from several threads. A trial that is gone through again is told again.
+        """
+
+
+class Progress(tune.Callback):  # type: ignore[misc]
+    """Keeps a `TrialResult` of each trial; what was taken from it before does not change.
+
+    Args:
+        logs: Are told of every change.
+    """
+
+    def __init__(self, logs: Sequence[TrialLog] = ()) -> None:
+        self._logs = logs
         self.trials: dict[int, TrialResult] = {}
         """The search's own."""
         self.beside: dict[int, TrialResult] = {}
@@ -31,6 +47,11 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def keep_beside(self, trial: TrialResult) -> None:
         """Keeps what is known of a trial that is not the search's own."""
         self.beside[trial.number] = trial
+        self._tell(trial)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Ray Tune writes a copy into files that nobody reads."""
+        return {}
 
     def begin_again(self) -> None:
         """The search's own trials go through what they went through."""
@@ -67,6 +88,11 @@ class Progress(tune.Callback):  # type: ignore[misc]
 
     def _keep(self, trial: TrialResult) -> None:
         self.trials[trial.number] = trial
+        self._tell(trial)
+
+    def _tell(self, trial: TrialResult) -> None:
+        for log in self._logs:
+            log.follow(trial)
 
     def _lineage(self, end: Boundary) -> tuple[Boundary, ...]:
         """The results from the first boundary to this one; a clone's begin with those of its source."""

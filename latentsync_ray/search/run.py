@@ -43,7 +43,7 @@ from latentsync_ray.search.report_writer import ReportWriter
 from latentsync_ray.search.schedulers import make_scheduler
 from latentsync_ray.search.suggestions import make_search_algorithm, tune_domain
 from latentsync_ray.search.tensorboard import TensorBoardLog
-from latentsync_ray.search.trackers import make_trackers
+from latentsync_ray.search.trackers import Tracker, make_trackers
 from latentsync_ray.search.trial import Trial, trial_name
 from latentsync_ray.search.walk import TrialSetup
 from latentsync_ray.store import Store
@@ -142,21 +142,25 @@ def _train(job: Job, engine: StartedEngine, display: Display, workers: WorkerSet
     plan = None if setup.lineage else foretell(store, search, recipe, setup.root_key)
     write_trials(store, folder, [], None, keep_first_stage_from)  # from now on it is a search that has not ended
     store.remove(f"{folder}/{GIVEN_UP_FILE}")
-    ending, progress = Ending(engine.actor), Progress()
+    logs: list[TensorBoardLog | Tracker] = [
+        TensorBoardLog(store, folder, search.metric),
+        *make_trackers(search, store, folder),
+    ]
+    ending, progress = Ending(engine.actor), Progress(logs)
     others = TrialsBeside(setup, engine.actor, progress.keep_beside)
-    others.start(job.compared, search.num_trials)
     so_far = _SoFar(job, engine.actor, progress)
     # A page is not worth waiting for a storage.
     pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
-    with pages, LiveView(engine.actor, progress, search, recipe, display):
+    with contextlib.ExitStack() as leaving:
+        leaving.enter_context(pages)
+        leaving.enter_context(LiveView(engine.actor, progress, search, recipe, display))
+        for log in logs:
+            leaving.enter_context(log)
+        others.start(job.compared, search.num_trials)
         while True:
-            log, num_noticed = TensorBoardLog(store, folder, search.metric), len(journal.notices)
-            callbacks = [progress, ending, log, *make_trackers(search, folder)]
-            try:
-                with _few_starts_at_once(search):
-                    _fit(_tuner(search, recipe, engine, setup, journal, ending, callbacks))
-            finally:
-                log.close()
+            num_noticed = len(journal.notices)
+            with _few_starts_at_once(search):
+                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending]))
             for notice in journal.notices[num_noticed:]:
                 display.note(notice)
             num_lost = ending.go_again()

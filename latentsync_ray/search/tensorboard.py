@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from ray import tune
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from latentsync_ray.config.plain import Parameters
-from latentsync_ray.report.trials import Boundary
-from latentsync_ray.search.reported import Reported, TuneResult
-from latentsync_ray.search.trial import parameters, trial_number
+from latentsync_ray.report.names import name_of
+from latentsync_ray.report.trials import Boundary, TrialResult, TrialStatus
 from latentsync_ray.store import DamagedEntryError, StorageError, Store
 
 
@@ -75,7 +74,7 @@ class EventFile:
         self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
 
 
-class TensorBoardLog(tune.Callback):  # type: ignore[misc]
+class TensorBoardLog:
     """Writes the TensorBoard logs of a search's trials, and does nothing else.
 
     To an object store, which takes whole files only, a trial's log is brought when the trial has ended.
@@ -91,45 +90,52 @@ class TensorBoardLog(tune.Callback):  # type: ignore[misc]
         self._file = f"events.out.tfevents.{int(time.time())}"
         self._to_bring: set[int] = set()
         """Numbers of the trials whose logs have grown since they were brought to the object store."""
+        self._logged: set[tuple[int, str]] = set()
+        """Number of a trial, and the key of a segment that its log has, or `end`."""
+        self._lock = threading.Lock()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: TuneResult, **info: Any) -> None:
-        """Losses of every step, by stage, and validation metrics and picture of the boundary."""
-        reached = Reported.from_result(result).boundary
-        if reached is None:
-            return
-        try:
-            self._write_events(trial_number(trial.trial_id, trial.config), parameters(trial.config), reached)
-        except OSError as error:
-            raise StorageError.at(str(self._local), error) from error
+    def __enter__(self) -> TensorBoardLog:
+        """Itself."""
+        return self
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended, by itself or by the scheduler's decision."""
-        number = trial_number(trial.trial_id, trial.config)
-        if number in self._to_bring:  # otherwise it has no result
-            with self._log_of(number) as log:
-                log.add_end()
-        self._bring(number)
-
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Completes the logs."""
         for number in list(self._to_bring):
             self._bring(number)
 
+    def follow(self, trial: TrialResult) -> None:
+        """Losses of every step, by stage, and validation metrics and picture of a boundary; and a trial's end."""
+        with self._lock:
+            try:
+                if trial.last is not None and self._is_new(trial, trial.last.key):
+                    self._write_events(trial, trial.last)
+                if trial.last is not None and trial.status != TrialStatus.RUNNING and self._is_new(trial, "end"):
+                    with self._log_of(trial.number) as log:
+                        log.add_end()
+                    self._bring(trial.number)
+            except OSError as error:
+                raise StorageError.at(str(self._local), error) from error
+
+    def _is_new(self, trial: TrialResult, what: str) -> bool:
+        is_new = (trial.number, what) not in self._logged
+        self._logged.add((trial.number, what))
+        return is_new
+
     def _bring(self, number: int) -> None:
-        name = f"trial-{number:04d}"
+        name = name_of(number)
         if self._scratch is not None and number in self._to_bring:
             self._store.upload(self._local / name, f"{self._folder}/{name}")
             self._to_bring.discard(number)
 
     def _log_of(self, number: int) -> EventFile:
         self._to_bring.add(number)
-        return EventFile(self._local / f"trial-{number:04d}" / self._file)
+        return EventFile(self._local / name_of(number) / self._file)
 
-    def _write_events(self, number: int, values: Parameters, reached: Boundary) -> None:
-        with self._log_of(number) as log:
+    def _write_events(self, trial: TrialResult, reached: Boundary) -> None:
+        with self._log_of(trial.number) as log:
             if log.is_new:
-                log.add_values(values, self._metric)
-            self._add_boundary(log, number, reached)
+                log.add_values({**trial.config, "role": str(trial.role)}, self._metric)
+            self._add_boundary(log, trial.number, reached)
 
     def _add_boundary(self, log: EventFile, number: int, reached: Boundary) -> None:
         stage, end = reached.stage, reached.global_step

@@ -13,6 +13,7 @@ from ray import tune
 from latentsync_ray.cluster.resources import TRIAL_MEMORY_BYTES
 from latentsync_ray.config.plain import Parameters, Settings
 from latentsync_ray.core.hashing import digest
+from latentsync_ray.report.names import name_of
 from latentsync_ray.search.pointer import POINTER_FILE, Pointer
 from latentsync_ray.search.reported import TuneResult
 from latentsync_ray.search.walk import TrialSetup, Walk
@@ -78,11 +79,6 @@ def trial_number(trial_id: str, config: Parameters) -> int:
 def trial_name(trial_id: str, config: Parameters) -> str:
     """What a trial is called in folders and notes, the same in every run of the same search."""
     return name_of(trial_number(trial_id, config))
-
-
-def name_of(number: int) -> str:
-    """What the trial of a number is called."""
-    return f"trial-{number:04d}"
 
 
 def parameters(config: Mapping[str, Any]) -> Settings:
