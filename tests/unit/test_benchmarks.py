@@ -25,10 +25,10 @@ def test_the_grid_s_values_can_be_searched(method: str, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.chdir(BENCHMARKS.parent)
     truth = import_module("truth")
-    search, recipe = load_search(truth.SPACE, truth.arguments(method, 3, 1))
+    search, recipe = load_search(truth.SPACE, values=truth.values_of(method, 3, 1))
     assert {name: len(domain.values()) for name, domain in search.param_space.items() if name != "seed"} == {
-        "transition.at_step": 5,
-        "second_stage.optimizer.lr": 5,
+        "transition.at_step": 4,
+        "second_stage.optimizer.lr": 7,
     }
     assert recipe.seed == 1 or search.param_space["seed"] == Choice((1,))
 
