@@ -86,12 +86,12 @@ def test_a_closed_pipe_ends_printing_and_nothing_else(tmp_path: Path) -> None:
 
 
 CLEANING = """
-    import subprocess
+    import os, subprocess
     from latentsync_ray.cli import going_on, when_interrupted
 
     def main():
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        say = lambda: print("stopping:", going_on(), file=sys.stderr)
+        say = lambda: os.write(2, f"stopping: {{going_on()}}\\n".encode())
         try:
             with when_interrupted(say, lambda: open({mark!r}, "w")):
                 print("ready", child.pid, file=sys.stderr)
