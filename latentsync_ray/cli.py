@@ -91,8 +91,8 @@ def when_interrupted(say: Callable[[], None], at_once: Callable[[], None]) -> It
     """Within it, a command's interrupts are answered at once; elsewhere than in a command it changes nothing.
 
     Args:
-        say: Called in the main thread by the first interrupt, before anything is cleaned up. That may be in the middle
-            of a line to a stream, to which Python refuses to write then; `os.write` can.
+        say: Called in the main thread by the first interrupt, before anything is cleaned up. That may be in the
+            middle of a line to a stream, to which Python refuses to write then; `os.write` can.
         at_once: Called by the second one, before the process ends: removes what the system would leave behind.
     """
     interrupts = signal.getsignal(signal.SIGINT)

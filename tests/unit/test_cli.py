@@ -113,9 +113,9 @@ def test_an_interrupt_is_answered_then_cleans_up(number: int, status: int, word:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("ready")
     process.send_signal(number)
+    process.send_signal(number)
     line = process.stderr.readline()
     assert line.startswith(f"stopping: {shlex.quote(sys.executable)} -c ")
-    process.send_signal(number)
     assert process.stderr.read().endswith(f"\ncleaning\n{word}\n")
     assert process.wait(timeout=60) == status and not (tmp_path / "mark").exists()
 
