@@ -25,8 +25,8 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Variable by which Ray Train's controllers are told to start a process that watches for notices of preemption."""
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Variable by which Ray's state API is told which cluster to ask."""
-_LOST_ACTOR = "The actor died unexpectedly"
-"""How Ray tells of a process that was lost; one whose own code failed died of an error."""
+_LOST_ACTOR = ("The actor died unexpectedly", "The task may or may not have been executed on the actor")
+"""How Ray tells of a process that was lost, or whose node was; one whose own code failed died of an error."""
 _MOST = 10_000
 """Entries that Ray's state API lists at most."""
 
@@ -106,7 +106,7 @@ def trial_error_lines(trial: Any) -> list[str]:
 
 def was_lost(trial: Any) -> bool:
     """Whether a trial has failed because its process was lost."""
-    return any(_LOST_ACTOR in line for line in trial_error_lines(trial))
+    return any(text in line for line in trial_error_lines(trial) for text in _LOST_ACTOR)
 
 
 def forgive_failures(trial: Any) -> None:
