@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 AT, LR = "transition.at_step", "second_stage.optimizer.lr"
 OBJECTIVE = "val/objective"
 
