@@ -167,9 +167,10 @@ def draw_picture(outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     for number, (method, found) in enumerate(outcomes.items()):
         colour = f"C{number}"
-        fills = [colour if one.in_s else "none" for one in found]
-        shares, regrets = [one.share for one in found], [100 * one.regret for one in found]
-        axes.scatter(shares, regrets, label=method, edgecolors=colour, facecolors=fills, alpha=0.7)
+        for in_s, face in ((True, colour), (False, "none")):
+            drawn = [one for one in found if one.in_s == in_s]
+            points = [one.share for one in drawn], [100 * one.regret for one in drawn]
+            axes.scatter(*points, label=method if in_s else None, edgecolors=colour, facecolors=face, alpha=0.7)
     axes.axvline(0.25, color="grey", linestyle=":")
     axes.set_xlabel("share of the grid's distinct steps")
     axes.set_ylabel("regret against the grid's best, %")
