@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from latentsync_ray.config.errors import Complaint, seed_complaints
+from latentsync_ray.config.errors import Complaint, UserError, seed_complaints
 from latentsync_ray.config.length import LengthConfig, TwoStages, first_stage_steps, second_stage_steps
 from latentsync_ray.config.transition import TransitionConfig
 
@@ -100,7 +100,7 @@ class Recipe:
 
     def metrics(self) -> Mapping[str, Metric]:
         """The validation metrics by name, as `Training.validate` returns them under this recipe."""
-        raise NotImplementedError(f"{type(self).__name__}.metrics: must name the training's metrics")
+        raise UserError(f"{type(self).__name__}.metrics: must be defined, and name the training's metrics")
 
     @final
     def metrics_and_objective(self) -> Mapping[str, Metric]:
@@ -112,7 +112,7 @@ class Recipe:
 
         The framework computes it from the metrics; less of it is better.
         """
-        raise NotImplementedError(f"{type(self).__name__}.objective: must give weights to metrics")
+        raise UserError(f"{type(self).__name__}.objective: must be defined, and give weights to metrics")
 
     def complaints(self) -> Iterator[Complaint]:
         """The rules that these values break together."""

@@ -275,8 +275,6 @@ class SearchConfig:
             yield "search_alg", "must be random where param_space is empty", "name what optuna is to search"
         if any(isinstance(domain, Grid) for domain in self.param_space.values()):
             yield "search_alg", "must be random where param_space has a grid", "make it a choice"
-        if self.trial_scheduler.name in POPULATION_SCHEDULERS:
-            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
 
     def _maximin_complaints(self) -> Iterator[Complaint]:
         choices = [domain for domain in self.param_space.values() if isinstance(domain, Choice)]
@@ -285,11 +283,11 @@ class SearchConfig:
             yield "search_alg", "must be random or optuna where param_space has more than choices", "list the values"
         elif self.num_samples > most:
             yield "num_samples", f"must not be above the number of combinations ({most}) with maximin", "lower it"
-        if self.trial_scheduler.name in POPULATION_SCHEDULERS:
-            yield "search_alg", f"must be random with {self.trial_scheduler.name}", "it perturbs the values itself"
 
     def _population_complaints(self) -> Iterator[Complaint]:
         name = self.trial_scheduler.name
+        if self.search_alg != "random":
+            yield "search_alg", f"must be random with {name}", "it perturbs the values itself"
         if not self.param_space:
             yield "param_space", f"must not be empty with {name}", "name what is perturbed"
         if "seed" in self.param_space:

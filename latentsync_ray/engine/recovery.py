@@ -86,11 +86,11 @@ class Recovery:
 
     async def workers_replaced(self, group: str) -> None:
         """Ray Train has replaced the workers of a group, which may have had an order."""
-        order = self._dispatcher.assignment.order_of(group)
+        reports, order = self._reports.pop(group, {}), self._dispatcher.assignment.order_of(group)
         if order is None or await self._is_settled(group, order):
             return
         error = "a worker was lost"
-        for rank, failure in sorted(self._reports.pop(group, {}).items())[:1]:
+        for rank, failure in sorted(reports.items())[:1]:
             error += f" (rank {rank} says: {failure.error})"
         self._fail(group, order, error, lost=True)
 

@@ -151,40 +151,41 @@ def _train(job: Job, engine: StartedEngine, display: Display, workers: WorkerSet
     so_far = _SoFar(job, engine.actor, progress)
     # A page is not worth waiting for a storage.
     pages = ReportWriter(Store(search.storage, Patience(0)), folder, so_far.summary)
-    with contextlib.ExitStack() as leaving:
-        leaving.enter_context(pages)
-        leaving.enter_context(LiveView(engine.actor, progress, search, recipe, display))
-        for log in logs:
-            leaving.enter_context(log)
-        others.start(job.compared, search.num_trials)
-        while True:
-            num_noticed = len(journal.notices)
-            with _few_starts_at_once(search):
-                _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending]))
-            for notice in journal.notices[num_noticed:]:
-                display.note(notice)
-            num_lost = ending.go_again()
-            if not num_lost:
-                break
-            display.note(f"{num_lost} trials were lost as they began; what is decided is followed again")
-            journal = job.journal()
-            progress.begin_again()
-            ray.get(engine.actor.begin_again.remote())
-        others.wait(ending.stop_all)
-        if ending.stopped_by is None:
-            again = confirmations(search, recipe, progress.trials.values(), job.compared)
-            others.start(again, search.num_trials + len(job.compared))
+    with contextlib.ExitStack() as reporting:
+        for log in logs:  # they end last: neither the answer nor the groups' end waits for a tracker
+            reporting.enter_context(log)
+        with pages, LiveView(engine.actor, progress, search, recipe, display):
+            others.start(job.compared, search.num_trials)
+            while True:
+                num_noticed = len(journal.notices)
+                with _few_starts_at_once(search):
+                    _fit(_tuner(search, recipe, engine, setup, journal, ending, [progress, ending]))
+                for notice in journal.notices[num_noticed:]:
+                    display.note(notice)
+                num_lost = ending.go_again()
+                if not num_lost:
+                    break
+                display.note(f"{num_lost} trials were lost as they began; what is decided is followed again")
+                journal = job.journal()
+                progress.begin_again()
+                ray.get(engine.actor.begin_again.remote())
             others.wait(ending.stop_all)
-    display.stop()
-    trials = list(progress.trials.values())
-    if ending.stopped_by is not None:
-        trials = with_unfinished(search, trials)
-    status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
-    stopping = engine.actor.stop.remote()  # groups end while the report is written
-    exit_status = _report(job, job.summary([*trials, *progress.beside.values()], status, journal.clonings(), plan))
-    ray.get(stopping)
-    ray.wait([serving])  # Ray prints an error for a call that outlives its actor
-    return exit_status
+            if ending.stopped_by is None:
+                again = confirmations(search, recipe, progress.trials.values(), job.compared)
+                others.start(again, search.num_trials + len(job.compared))
+                others.wait(ending.stop_all)
+        display.stop()
+        trials = list(progress.trials.values())
+        if ending.stopped_by is not None:
+            trials = with_unfinished(search, trials)
+        status = dataclasses.replace(ray.get(engine.actor.status.remote()), stopped_by=ending.stopped_by)
+        stopping = engine.actor.stop.remote()  # groups end while the report is written
+        exit_status = _report(
+            job, job.summary([*trials, *progress.beside.values()], status, journal.clonings(), plan)
+        )
+        ray.get(stopping)
+        ray.wait([serving])  # Ray prints an error for a call that outlives its actor
+        return exit_status
 
 
 class _SoFar:

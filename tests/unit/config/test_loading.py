@@ -376,3 +376,14 @@ def test_every_training_has_the_objective_that_the_framework_adds() -> None:
     assert recipe.metrics_and_objective() == {"val/objective": Metric("min"), "val/slope": Metric("max")}
     plateau = TransitionConfig(max_step=20, plateau=PlateauConfig("val/objective", patience_steps=20))
     assert not list(dataclasses.replace(recipe, transition=plateau).complaints())
+
+
+@pytest.mark.parametrize("method", ["metrics", "objective"])
+def test_a_recipe_of_ones_own_has_to_name_its_metrics(method: str) -> None:
+    class Unfinished(Recipe):
+        pass
+
+    stages = {"first_stage": StageConfig(), "second_stage": SecondStageConfig()}
+    recipe = Unfinished(transition=TransitionConfig(max_step=20), **stages)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"Unfinished\.{method}: must be defined"):
+        getattr(recipe, method)()
